@@ -1,0 +1,3 @@
+//! The shell around the core. (Placeholder, written in full below.)
+pub mod clock;
+pub mod config;

@@ -1,0 +1,226 @@
+//! What a decision orders, and why.
+
+use super::job::{Job, Upstream};
+use super::observation::Task;
+use crate::dcs::txn::Txn;
+use crate::ids::{Epoch, JobId, MemberName};
+use crate::time::MonoTime;
+use crate::wal::Lsn;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// One decision: why, and what to do. The same observation, memory and settings always give the same.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Decision {
+    /// The rule that fired, and its facts.
+    pub reason: super::reason::Reason,
+    /// Orders, to be given in this sequence. Each one is idempotent.
+    pub actions: Vec<Action>,
+    /// When to decide again if nothing happens before.
+    pub wake_at: MonoTime,
+}
+
+/// One order.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Action {
+    /// Commit a transaction. Not repeated while one of its kind is under way; an unknown outcome is
+    /// followed by a read before anything else of that kind (I5).
+    Write {
+        /// Its kind.
+        task: Task,
+        /// What to commit.
+        txn: Txn,
+    },
+    /// What the keeper of leases shall hold from now on. Level-triggered: the whole goal, each time.
+    Hold(LeaseGoal),
+    /// Start a job. Only given when none runs.
+    Start(Job),
+    /// Cancel the job, if it can be cancelled where it is.
+    Cancel(JobId),
+    /// Tell the guardian its deadline for the first time in this tenure; renewals move it on without
+    /// passing through here. Must be confirmed before PostgreSQL may become writable (I1, S2).
+    Arm(Epoch),
+    /// Tell the guardian that no deadline is needed: nothing is writable.
+    Disarm,
+    /// Have the guardian end every process of the cluster now.
+    Fence,
+    /// Bring the PostgreSQL configuration to this state and reload.
+    Configure(WantedConf),
+    /// `CHECKPOINT`, so that a rewind from here is possible.
+    Checkpoint,
+    /// Bring the replication slots to this state.
+    Slots(SlotPlan),
+    /// Ask `GET <api_url>`, all in parallel, no longer than `limit`.
+    AskPeers {
+        /// Whom.
+        peers: BTreeMap<MemberName, String>,
+        /// How long to wait for the slowest.
+        limit: Duration,
+    },
+    /// Ask the leader's PostgreSQL for its lineage.
+    AskLineage {
+        /// Whom.
+        leader: MemberName,
+        /// Where.
+        upstream: Upstream,
+    },
+    /// `POST /failsafe` to all of these.
+    AskFailsafe {
+        /// Name and REST URL.
+        peers: BTreeMap<MemberName, String>,
+        /// Our slots and positions.
+        slots: BTreeMap<String, u64>,
+    },
+    /// Store the promise on disk, cut the WAL stream, read the frozen position; then write
+    /// `/fence/<me>` (S19).
+    Promise(Epoch),
+    /// Delete `/fence/<me>`, then forget the promise on disk; only then may the member stream again.
+    Withdraw(Epoch),
+    /// Keep on disk which epoch the received WAL belongs to.
+    NoteWalEpoch(Epoch),
+    /// Resume WAL replay that PostgreSQL paused by itself.
+    ResumeReplay,
+    /// Run a callback script: its name and the role it is told.
+    Callback {
+        /// `on_role_change` and others.
+        event: String,
+        /// Second argument.
+        role: String,
+    },
+    /// Tell whoever made a wish how it ended.
+    Answer {
+        /// Which wish.
+        wish: Wish,
+        /// How it ended.
+        outcome: WishOutcome,
+    },
+    /// A line for the log that is not the decision itself.
+    Log {
+        /// `warn` and above are for people.
+        level: LogLevel,
+        /// The sentence.
+        text: String,
+    },
+    /// End the process.
+    Exit {
+        /// Exit status.
+        code: u8,
+        /// Why.
+        why: String,
+    },
+}
+
+/// Severity of a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum LogLevel {
+    /// Details.
+    Debug,
+    /// State changes.
+    Info,
+    /// Odd, we carry on.
+    Warning,
+    /// A person must look.
+    Error,
+    /// We end.
+    Critical,
+}
+
+/// A wish of an operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Wish {
+    /// `POST /restart`.
+    Restart(u64),
+    /// A scheduled restart.
+    ScheduledRestart,
+    /// `POST /reinitialize`.
+    Reinitialize(u64),
+}
+
+/// How a wish ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WishOutcome {
+    /// As wished.
+    Done,
+    /// Under way.
+    Started,
+    /// No.
+    Refused(String),
+    /// It was tried.
+    Failed(String),
+}
+
+/// What the keeper of leases shall hold. It renews on a thread of its own, and only while decisions
+/// keep coming and the guardian has confirmed the deadline.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LeaseGoal {
+    /// Our session, for the member key.
+    Session {
+        /// Length to ask for.
+        ttl: Duration,
+    },
+    /// The session, with `/leader` on it: a compatible lease.
+    Leader {
+        /// Length to ask for.
+        ttl: Duration,
+    },
+    /// The record, and `/leader` beside it for others to see.
+    Record {
+        /// Length of the session to ask for.
+        ttl: Duration,
+        /// Our tenure.
+        epoch: Epoch,
+        /// Length of the record lease.
+        length: Duration,
+        /// How long candidates must wait.
+        wait: Duration,
+        /// Time between renewals.
+        every: Duration,
+        /// Who may take over.
+        members: Vec<MemberName>,
+    },
+}
+
+/// The PostgreSQL configuration that a member should have right now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WantedConf {
+    /// See [`super::observation::AppliedConf`].
+    pub generation: u64,
+    /// `synchronous_standby_names`; empty means none. `None`: the operator's own value.
+    pub sync_names: Option<String>,
+    /// For a primary, or for a standby.
+    pub as_primary: bool,
+}
+
+/// The slots that should exist, and how far they should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotPlan {
+    /// Create these physical slots, reserving WAL at once.
+    pub create_physical: Vec<String>,
+    /// Create these logical slots: name, database, plugin.
+    pub create_logical: Vec<(String, String, String)>,
+    /// Advance these physical slots.
+    pub advance: Vec<(String, Lsn)>,
+    /// Advance these logical slots: name, database, position.
+    pub advance_logical: Vec<(String, String, Lsn)>,
+    /// Copy these logical slots from the leader.
+    pub copy_logical: Vec<String>,
+    /// Drop these (S15: only ones that nobody uses and nobody asked to keep).
+    pub drop: Vec<String>,
+}
+
+impl SlotPlan {
+    /// Nothing to do.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Extra fields that the published status carries, decided with everything else so that REST needs no
+/// judgement of its own.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Extra {
+    /// Name and value.
+    pub fields: Map<String, Value>,
+}

@@ -1,0 +1,8 @@
+//! The pure core of garden-agent. (Placeholder, written in full below.)
+pub mod config;
+pub mod core;
+pub mod dcs;
+pub mod ids;
+pub mod rest;
+pub mod time;
+pub mod wal;

@@ -1,0 +1,59 @@
+//! What a member publishes: REST, metrics and the member key are all rendered from [`Published`], and
+//! from nothing else, so that no answer ever waits for PostgreSQL, etcd or a lock (`rest-api.md`).
+
+use crate::config::Settings;
+use crate::core::decision::LeaseGoal;
+use crate::core::observation::{LocalPostgres, Wishes};
+use crate::dcs::view::ClusterView;
+use crate::dcs::{PgRole, PgState};
+use crate::ids::SystemId;
+use crate::time::{MonoTime, WallTime};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// One published moment. The agent's loop replaces it whole; readers hold on to one as long as they
+/// like.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Published {
+    /// When it was taken.
+    pub at: MonoTime,
+    /// The settings in force.
+    pub settings: Arc<Settings>,
+    /// The records of the cluster, when they are confirmed or were so less than `ttl` ago.
+    pub view: Option<Arc<ClusterView>>,
+    /// Wall-clock time of the last confirmation of the view; zero before the first.
+    pub dcs_last_seen: WallTime,
+    /// The local PostgreSQL.
+    pub postgres: Arc<LocalPostgres>,
+    /// `state` as members and clients are told.
+    pub state: PgState,
+    /// `role` as members and clients are told.
+    pub role: PgRole,
+    /// We hold the lock until this moment. Compared with the clock when an answer is written (S16).
+    pub leader_until: Option<MonoTime>,
+    /// Primary endpoints answer 503 although we hold the lock: what was recovered is not on a quorum
+    /// yet (S9), or we can neither renew nor commit.
+    pub hold_back: Option<String>,
+    /// Maintenance mode.
+    pub paused: bool,
+    /// Failsafe mode keeps us, or the member that asked us, going.
+    pub failsafe_active: bool,
+    /// A watchdog is required and unusable.
+    pub watchdog_failed: bool,
+    /// What operators asked for.
+    pub wishes: Wishes,
+    /// The job under way, as REST names it.
+    pub job: Option<String>,
+    /// The cluster's identifier.
+    pub system_id: Option<SystemId>,
+    /// When the next cycle is due, for `/liveness`.
+    pub next_run: MonoTime,
+    /// The rule of the last decision.
+    pub rule: String,
+    /// Its sentence.
+    pub reason: String,
+    /// How leadership is held.
+    pub goal: Option<LeaseGoal>,
+    /// Duration of the last cycle in microseconds.
+    pub cycle_micros: u64,
+}
