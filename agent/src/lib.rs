@@ -1,3 +1,4 @@
 //! The shell around the core. (Placeholder, written in full below.)
 pub mod clock;
 pub mod config;
+pub mod postgres;

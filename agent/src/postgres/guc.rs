@@ -1,0 +1,1 @@
+//! What PostgreSQL settings mean: types, units, limits.
