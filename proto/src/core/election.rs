@@ -1,0 +1,413 @@
+//! Who takes over: the race for a free lock, and whether a leader may hand over
+//! (`ha-behaviour.md` 5 and 6.3).
+//!
+//! The rules are Patroni's, since members of both kinds race for the same lock and must come to
+//! compatible answers. One is added among members of ours: a server on an older timeline never
+//! outranks one on a newer timeline, whatever the numbers say, because positions on different
+//! timelines have no order.
+
+mod handover;
+
+pub use handover::{Handover, Successors, Unfit, best_candidate, failover_possible};
+
+use super::lag;
+use super::observation::{PeerAnswer, PeerStatus};
+use crate::config::{ClusterConfig, SyncMode, Tags};
+use crate::dcs::{ClusterView, FailoverRecord};
+use crate::ids::MemberName;
+use crate::wal::{Lsn, Timeline};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What a member knows when it considers taking the lock.
+#[derive(Clone, Copy, Debug)]
+pub struct Race<'a> {
+    /// Who asks.
+    pub me: &'a MemberName,
+    /// Its tags.
+    pub tags: &'a Tags,
+    /// Its position, [`lag::position`].
+    pub position: Lsn,
+    /// Its timeline.
+    pub timeline: Option<Timeline>,
+    /// The cluster now.
+    pub view: &'a ClusterView,
+    /// Who held the lock last.
+    pub last_leader: Option<&'a MemberName>,
+    /// Members at the time when the lock was last held, and their REST URLs: they are asked although
+    /// their keys may have expired since.
+    pub last_members: &'a BTreeMap<MemberName, String>,
+    /// What the peers said. The caller drops answers that are too old.
+    pub answers: &'a BTreeMap<MemberName, PeerAnswer>,
+    /// The dynamic configuration.
+    pub config: &'a ClusterConfig,
+}
+
+/// Which comparison is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ballot {
+    /// Nobody asked for a change of leader.
+    Automatic,
+    /// A request is in `/failover`: lag does not count, and its `leader` is not compared with.
+    Requested,
+}
+
+/// May this member take the lock, and if not, why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verdict {
+    /// Yes: nobody that may be promoted is known to be better.
+    Best,
+    /// Yes: the request names this member.
+    Requested,
+    /// The tags say that it must never lead.
+    NoFailover,
+    /// It is not named in `/failsafe`, so the last leader did not count on it.
+    NotInFailsafe,
+    /// It is not named in `/sync`, so it may lack acknowledged commits.
+    NotSynchronous,
+    /// The cluster is paused.
+    Paused,
+    /// It is too far behind what the last leader published.
+    Lagging {
+        /// By how many bytes.
+        behind: u64,
+        /// How many are allowed.
+        limit: u64,
+    },
+    /// `check_timeline`: it is on an older timeline than the cluster was.
+    OldTimeline {
+        /// Its own.
+        mine: Option<Timeline>,
+        /// The cluster's, from `/history`.
+        cluster: Timeline,
+    },
+    /// A peer runs as a primary.
+    PeerIsPrimary {
+        /// Who.
+        peer: MemberName,
+    },
+    /// A peer has more WAL.
+    PeerAhead {
+        /// Who.
+        peer: MemberName,
+        /// Its position.
+        its: Lsn,
+        /// Ours.
+        mine: Lsn,
+    },
+    /// A peer is on a newer timeline.
+    PeerOnNewerTimeline {
+        /// Who.
+        peer: MemberName,
+        /// Its timeline.
+        its: Timeline,
+        /// Ours.
+        mine: Timeline,
+    },
+    /// A peer with the same position is preferred.
+    HigherPriority {
+        /// Who.
+        peer: MemberName,
+        /// Its `failover_priority`.
+        its: i64,
+        /// Ours.
+        mine: i64,
+    },
+    /// Too few voters confirmed that they are not ahead.
+    NotEnoughVotes {
+        /// Votes, its own not counted; −1 for a member that is no voter itself.
+        have: i64,
+        /// `quorum` of `/sync`.
+        need: u32,
+    },
+    /// The request names another member, which is alive.
+    LeaveTo {
+        /// Who.
+        candidate: MemberName,
+    },
+    /// The request wants this member to step down, and somebody can replace it.
+    SteppingDown {
+        /// Who can.
+        replaced_by: Vec<MemberName>,
+    },
+}
+
+impl Verdict {
+    /// Whether the member may try to take the lock.
+    pub fn is_yes(&self) -> bool {
+        matches!(self, Self::Best | Self::Requested)
+    }
+}
+
+/// Whether synchronous mode is asked for and in force: then only members of `/sync` count.
+pub fn sync_active(view: &ClusterView, config: &ClusterConfig) -> bool {
+    config.is_synchronous() && view.sync.is_active()
+}
+
+/// Whether a takeover needs votes. A key with a quorum in it needs them in mode `on` too: it was
+/// written by a primary that acknowledged after any of several standbys, and stays true until the
+/// next primary has rewritten it.
+fn needs_votes(view: &ClusterView, config: &ClusterConfig) -> bool {
+    sync_active(view, config)
+        && (config.synchronous_mode == SyncMode::Quorum || view.sync.quorum > 0)
+}
+
+/// Votes that `me` has before any peer is asked: it counts itself as one of the `quorum + 1` if it is
+/// named in `/sync`, and must find one more if it is not.
+pub fn initial_votes(view: &ClusterView, me: &MemberName) -> i64 {
+    if view.sync.involves(me) { 0 } else { -1 }
+}
+
+impl Race<'_> {
+    /// Everybody whose state matters, without this member.
+    fn electorate(&self, ballot: Ballot) -> BTreeSet<MemberName> {
+        let active = sync_active(self.view, self.config);
+        let mut names: BTreeSet<MemberName> = self.view.members.keys().cloned().collect();
+        match ballot {
+            Ballot::Automatic => {
+                names.extend(self.last_members.keys().cloned());
+                if self.config.failsafe_mode
+                    && let Some(failsafe) = &self.view.failsafe
+                {
+                    names.extend(failsafe.members.keys().cloned());
+                }
+                names.retain(|n| !active || self.view.sync.involves(n));
+            }
+            Ballot::Requested => {
+                let leaving = self.view.failover.as_ref().and_then(|f| f.leader.as_ref());
+                names.retain(|n| Some(n) != leaving);
+                names.retain(|n| !active || self.view.sync.lists(n));
+            }
+        }
+        names.remove(self.me);
+        names
+    }
+
+    fn url(&self, name: &MemberName) -> Option<String> {
+        let current = self.view.member(name).and_then(|m| m.api_url.clone());
+        let failsafe = || self.view.failsafe.as_ref()?.members.get(name).cloned();
+        current
+            .or_else(failsafe)
+            .or_else(|| self.last_members.get(name).cloned())
+    }
+
+    /// Whether the peer announces that it applies the rule on timelines, as we do.
+    fn orders_by_timeline(&self, peer: &MemberName) -> bool {
+        self.view
+            .member(peer)
+            .is_some_and(|m| m.capabilities.is_some())
+    }
+}
+
+/// Whom to ask before [`stand`] or [`compare`] can be answered: name and REST URL. Members that are
+/// tagged `nofailover` are asked only if they are voters.
+pub fn peers_to_ask(race: &Race<'_>) -> BTreeMap<MemberName, String> {
+    let ballot = if race.view.failover.is_some() {
+        Ballot::Requested
+    } else {
+        Ballot::Automatic
+    };
+    let voting = needs_votes(race.view, race.config);
+    let mut names = race.electorate(ballot);
+    names.extend(
+        race.view
+            .failover
+            .as_ref()
+            .and_then(|f| f.candidate.clone()),
+    );
+    names
+        .into_iter()
+        .filter(|name| name != race.me)
+        .filter(|name| {
+            let barred = race
+                .view
+                .member(name)
+                .is_some_and(|m| Tags(m.tags.clone()).nofailover());
+            !barred || (voting && race.view.sync.lists(name))
+        })
+        .filter_map(|name| race.url(&name).map(|url| (name, url)))
+        .collect()
+}
+
+/// An answer of a member that could be promoted; `None` when there is no answer or it is limited.
+fn unlimited(answer: Option<&PeerAnswer>) -> Option<&PeerStatus> {
+    let status = answer?.status.as_ref()?;
+    let barred = Tags(status.tags.clone()).nofailover();
+    (!barred && !status.watchdog_failed && !status.agent_only).then_some(status)
+}
+
+/// Whether this member may take the free lock: rules 7, 8 and 10 to 12 of `ha-behaviour.md` 5.1. The
+/// rules before them depend on what the local server is doing, and are the caller's.
+pub fn stand(race: &Race<'_>) -> Verdict {
+    let Race {
+        me, view, config, ..
+    } = *race;
+    if race.tags.nofailover() {
+        return Verdict::NoFailover;
+    }
+    let active = sync_active(view, config);
+    if let Some(request) = &view.failover {
+        if request.is_switchover() && active && !view.sync.involves(me) {
+            return Verdict::NotSynchronous;
+        }
+        return stand_on_request(race, request);
+    }
+    if config.failsafe_mode
+        && let Some(failsafe) = &view.failsafe
+        && !failsafe.members.is_empty()
+        && !failsafe.members.contains_key(me)
+    {
+        return Verdict::NotInFailsafe;
+    }
+    if active && config.synchronous_mode == SyncMode::On && !view.sync.involves(me) {
+        return Verdict::NotSynchronous;
+    }
+    compare(race, Ballot::Automatic)
+}
+
+/// The same while a request stands in `/failover` (`ha-behaviour.md` 6.3). A living candidate is left
+/// alone with the lock; how long, is the caller's decision.
+pub fn stand_on_request(race: &Race<'_>, request: &FailoverRecord) -> Verdict {
+    let Race {
+        me, view, config, ..
+    } = *race;
+    if let Some(candidate) = &request.candidate {
+        if candidate == me {
+            return Verdict::Requested;
+        }
+        if config.pause {
+            return Verdict::Paused;
+        }
+        let active = sync_active(view, config);
+        if active && config.synchronous_mode == SyncMode::On && !view.sync.involves(me) {
+            return Verdict::NotSynchronous;
+        }
+        let alive = unlimited(race.answers.get(candidate)).is_some();
+        if alive && view.members.contains_key(candidate) {
+            return Verdict::LeaveTo {
+                candidate: candidate.clone(),
+            };
+        }
+    }
+    if config.pause {
+        return Verdict::Paused;
+    }
+    if request.leader.as_ref() == Some(me) {
+        let handover = failover_possible(&Handover {
+            me,
+            view,
+            answers: race.answers,
+            config,
+            candidate: None,
+            excluded: request.candidate.as_ref(),
+            any_member: false,
+            at_least: None,
+        });
+        return if handover.possible {
+            Verdict::SteppingDown {
+                replaced_by: handover.fit,
+            }
+        } else {
+            Verdict::Best
+        };
+    }
+    compare(race, Ballot::Requested)
+}
+
+/// The comparison with all others (`ha-behaviour.md` 5.2).
+pub fn compare(race: &Race<'_>, ballot: Ballot) -> Verdict {
+    let Race {
+        me, view, config, ..
+    } = *race;
+    if ballot == Ballot::Automatic
+        && let Some(behind) = lag::excessive(view, config, race.position)
+    {
+        return Verdict::Lagging {
+            behind,
+            limit: config.maximum_lag_on_failover,
+        };
+    }
+    if let Some(verdict) = old_timeline(race) {
+        return verdict;
+    }
+    let active = sync_active(view, config);
+    let voting = needs_votes(view, config);
+    let former = if active {
+        view.sync.leader.as_ref()
+    } else {
+        race.last_leader
+    };
+    let is_former = |peer: &MemberName| former.is_some_and(|f| f.same_standby(peer.as_str()));
+    let mut votes = initial_votes(view, me);
+    let mut ahead = false;
+    for peer in race.electorate(ballot) {
+        let Some(status) = unlimited(race.answers.get(&peer)) else {
+            continue;
+        };
+        if status.is_primary {
+            return Verdict::PeerIsPrimary { peer };
+        }
+        let voter = voting && view.sync.lists(&peer);
+        if let Some(blocking) = peer_is_better(race, &peer, status) {
+            // The former primary may hold WAL that nobody acknowledged; it need not come first.
+            if !(active && is_former(&peer)) {
+                return blocking;
+            }
+            ahead = true;
+        }
+        if status.position == Lsn::NONE {
+            continue;
+        }
+        let its = Tags(status.tags.clone()).failover_priority();
+        let mine = race.tags.failover_priority();
+        let may_block = !is_former(&peer) && (voter || !voting);
+        if status.position == race.position && its > mine && may_block {
+            return Verdict::HigherPriority { peer, its, mine };
+        }
+        votes += i64::from(voter);
+    }
+    let was_leader = view
+        .sync
+        .leader
+        .as_ref()
+        .is_some_and(|l| l.same_standby(me.as_str()));
+    if !voting || votes >= i64::from(view.sync.quorum) || (was_leader && !ahead) {
+        return Verdict::Best;
+    }
+    Verdict::NotEnoughVotes {
+        have: votes,
+        need: view.sync.quorum,
+    }
+}
+
+fn old_timeline(race: &Race<'_>) -> Option<Verdict> {
+    let cluster = race.view.history.cluster_timeline()?;
+    let old = race.timeline.is_none_or(|mine| mine < cluster);
+    let checked = race.config.check_timeline && race.config.standby_cluster.is_none();
+    (checked && old).then_some(Verdict::OldTimeline {
+        mine: race.timeline,
+        cluster,
+    })
+}
+
+/// Whether the peer holds WAL that we do not hold.
+fn peer_is_better(race: &Race<'_>, peer: &MemberName, status: &PeerStatus) -> Option<Verdict> {
+    if race.orders_by_timeline(peer)
+        && let (Some(its), Some(mine)) = (status.timeline, race.timeline)
+        && its != mine
+    {
+        return (its > mine).then(|| Verdict::PeerOnNewerTimeline {
+            peer: peer.clone(),
+            its,
+            mine,
+        });
+    }
+    (status.position > race.position).then(|| Verdict::PeerAhead {
+        peer: peer.clone(),
+        its: status.position,
+        mine: race.position,
+    })
+}
+
+#[cfg(test)]
+mod tests;
