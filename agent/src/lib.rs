@@ -2,3 +2,6 @@
 pub mod clock;
 pub mod config;
 pub mod postgres;
+pub mod http;
+pub mod peers;
+pub mod tls;

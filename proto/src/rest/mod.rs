@@ -1,5 +1,25 @@
 //! What a member publishes: REST, metrics and the member key are all rendered from [`Published`], and
 //! from nothing else, so that no answer ever waits for PostgreSQL, etcd or a lock (`rest-api.md`).
+//!
+//! The rules of the interface live here, as plain functions over [`Published`]: which health check
+//! answers 200 ([`health`]), what the documents hold ([`status`], [`cluster`], [`metrics`]), and what
+//! may be asked for ([`requests`], [`handover`]). The server in the agent only moves bytes.
+
+pub mod cluster;
+pub mod handover;
+pub mod health;
+pub mod json;
+pub mod metrics;
+pub mod requests;
+pub mod size;
+pub mod stamp;
+pub mod status;
+
+pub use cluster::cluster_document;
+pub use handover::{HandoverKind, HandoverRequest};
+pub use health::Query;
+pub use requests::{Reply, RestartBody};
+pub use status::{shown_role, shown_state, status_document};
 
 use crate::config::Settings;
 use crate::core::decision::LeaseGoal;
@@ -56,4 +76,18 @@ pub struct Published {
     pub goal: Option<LeaseGoal>,
     /// Duration of the last cycle in microseconds.
     pub cycle_micros: u64,
+}
+
+impl Published {
+    /// Whether we hold the lock at `now`. Time alone decides, so that a loop that stands still cannot
+    /// keep `/primary` at 200 beyond the lease (S16).
+    pub fn holds_lock(&self, now: MonoTime) -> bool {
+        self.leader_until.is_some_and(|until| now < until)
+    }
+
+    /// The view, unless it has aged beyond `ttl` because the loop stands still.
+    pub fn view_at(&self, now: MonoTime) -> Option<&ClusterView> {
+        let fresh = now.since(self.at) < self.settings.cluster.timing.ttl();
+        self.view.as_deref().filter(|_| fresh)
+    }
 }

@@ -1,0 +1,268 @@
+//! What may be asked of this member: the bodies of `/restart`, `/reinitialize` and `/failsafe`, read
+//! and judged (`rest-api.md` 9.3, 11, 13, 15). Nothing here acts.
+
+use super::Published;
+use super::size::positive_seconds;
+use super::stamp::Stamp;
+use super::status::{pending_restart, sample, shown_role};
+use crate::core::observation::FailsafeCaller;
+use crate::dcs::PgRole;
+use crate::dcs::records::parse_bool;
+use crate::ids::MemberName;
+use crate::time::{MonoTime, WallTime};
+use serde_json::{Map, Value};
+
+/// A plain answer, mostly a refusal: status code and the text that clients compare.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// HTTP status.
+    pub code: u16,
+    /// Body, plain text.
+    pub text: String,
+}
+
+impl Reply {
+    /// An answer with this code and text.
+    pub fn new(code: u16, text: impl Into<String>) -> Self {
+        Self {
+            code,
+            text: text.into(),
+        }
+    }
+
+    /// Another long action is under way. `patronictl reinit` looks at how this text ends.
+    pub fn busy(action: &str) -> Self {
+        Self::new(503, format!("{action} already in progress"))
+    }
+}
+
+/// What is scheduled, as the texts name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheduled {
+    /// `POST /restart`.
+    Restart,
+    /// `POST /switchover`.
+    Switchover,
+}
+
+impl Scheduled {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Restart => "restart",
+            Self::Switchover => "switchover",
+        }
+    }
+}
+
+/// Reads a moment in the future (`rest-api.md` 11.4): ISO text to store, and what it means.
+pub fn schedule(
+    value: &Value,
+    what: Scheduled,
+    wall: WallTime,
+) -> Result<(String, WallTime), Reply> {
+    let stamp = value.as_str().and_then(Stamp::parse).ok_or_else(|| {
+        Reply::new(
+            422,
+            "Unable to parse scheduled timestamp. It should be in an unambiguous format, e.g. ISO 8601",
+        )
+    })?;
+    let what = what.name();
+    let Some(at) = stamp.wall() else {
+        let text = format!("Timezone information is mandatory for the scheduled {what}");
+        return Err(Reply::new(400, text));
+    };
+    if at < wall {
+        return Err(Reply::new(
+            422,
+            format!("Cannot schedule {what} in the past"),
+        ));
+    }
+    Ok((stamp.render('T'), at))
+}
+
+/// A checked body of `POST /restart`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RestartBody {
+    /// When: ISO text and moment. `None`: now.
+    pub schedule: Option<(String, WallTime)>,
+    /// Only in this role: `primary`, `standby_leader` or `replica`.
+    pub role: Option<String>,
+    /// Only below this server version, as PostgreSQL numbers it (160004).
+    pub below_version: Option<u32>,
+    /// Limit of the start in seconds; none means `primary_start_timeout`.
+    pub timeout: Option<u64>,
+    /// Only if a restart is pending.
+    pub restart_pending: bool,
+    /// The fields of the request, the schedule in its stored form: what the member key shows.
+    pub raw: Map<String, Value>,
+}
+
+impl RestartBody {
+    /// Reads a body; keys are judged in the order in which they stand (`rest-api.md` 11.1).
+    pub fn parse(body: &Map<String, Value>, paused: bool, wall: WallTime) -> Result<Self, Reply> {
+        let mut read = Self {
+            raw: body.clone(),
+            ..Self::default()
+        };
+        for (key, value) in body {
+            match key.as_str() {
+                "schedule" => {
+                    let (text, at) = schedule(value, Scheduled::Restart, wall)?;
+                    if paused {
+                        let text = "Can't schedule restart in the paused state";
+                        return Err(Reply::new(500, text));
+                    }
+                    read.raw.insert(key.clone(), Value::String(text.clone()));
+                    read.schedule = Some((text, at));
+                }
+                "role" => read.role = Some(role_filter(value)?),
+                "postgres_version" => read.below_version = Some(version_filter(value)?),
+                "timeout" => {
+                    read.timeout = Some(positive_seconds(value).ok_or_else(|| {
+                        Reply::new(400, "Timeout should be a positive number of seconds")
+                    })?);
+                }
+                // Its presence counts, not its value.
+                "restart_pending" => read.restart_pending = true,
+                other => {
+                    let text = format!("Unknown filter for the scheduled restart: {other}");
+                    return Err(Reply::new(400, text));
+                }
+            }
+        }
+        Ok(read)
+    }
+
+    /// Whether this member is what the filters ask for, right now.
+    pub fn applies(&self, published: &Published) -> bool {
+        let role = shown_role(published);
+        let role_fits = self
+            .role
+            .as_deref()
+            .is_none_or(|wanted| wanted == role.as_str());
+        let version = sample(published).map(|s| s.server_version);
+        let version_fits = match (self.below_version, version) {
+            (Some(limit), Some(version)) => version < limit,
+            (Some(_), None) => false,
+            (None, _) => true,
+        };
+        let pending_fits = !self.restart_pending || !pending_restart(published).is_empty();
+        role_fits && version_fits && pending_fits
+    }
+
+    /// What stands against an immediate or a scheduled restart in this moment.
+    pub fn obstacle(&self, published: &Published) -> Option<Reply> {
+        if self.schedule.is_some() {
+            let taken = published.wishes.scheduled_restart.is_some();
+            return taken.then(|| Reply::new(409, "Another restart is already scheduled"));
+        }
+        if let Some(job) = &published.job {
+            return Some(Reply::busy(job));
+        }
+        let text = "restart conditions are not satisfied";
+        (!self.applies(published)).then(|| Reply::new(503, text))
+    }
+}
+
+fn role_filter(value: &Value) -> Result<String, Reply> {
+    match value.as_str() {
+        Some(role @ ("primary" | "standby_leader" | "replica")) => Ok(role.to_owned()),
+        _ => Err(Reply::new(
+            400,
+            "PostgreSQL role should be either primary, standby_leader, or replica",
+        )),
+    }
+}
+
+/// `16.4` is 160004, `9.6.3` is 90603.
+fn version_filter(value: &Value) -> Result<u32, Reply> {
+    let shown = value
+        .as_str()
+        .map_or_else(|| value.to_string(), str::to_owned);
+    let bad_form = || {
+        let text = format!("Invalid PostgreSQL version format: X.Y or X.Y.Z is accepted: {shown}");
+        Reply::new(400, text)
+    };
+    let parts: Vec<&str> = shown.split('.').collect();
+    if !matches!(parts.len(), 2 | 3) {
+        return Err(bad_form());
+    }
+    let numbers: Option<Vec<u32>> = parts
+        .iter()
+        .map(|p| p.parse().ok().filter(|n: &u32| *n < 100))
+        .collect();
+    match numbers.as_deref() {
+        Some([major, minor]) if *major >= 10 => Ok(major * 10_000 + minor),
+        Some([major, middle, minor]) if *major < 10 => Ok(major * 10_000 + middle * 100 + minor),
+        Some(_) => Err(bad_form()),
+        None => Err(Reply::new(
+            400,
+            format!("Invalid PostgreSQL version: {shown}"),
+        )),
+    }
+}
+
+/// A checked body of `POST /reinitialize`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReinitBody {
+    /// Cancel what runs.
+    pub force: bool,
+    /// Copy from the leader.
+    pub from_leader: bool,
+}
+
+impl ReinitBody {
+    /// Reads a body. The documentation of Patroni writes `from-leader`, its tool `from_leader`.
+    pub fn parse(body: &Map<String, Value>) -> Self {
+        let flag = |key: &str| body.get(key).and_then(parse_bool).unwrap_or(false);
+        Self {
+            force: flag("force"),
+            from_leader: flag("from_leader") || flag("from-leader"),
+        }
+    }
+
+    /// Why this member cannot be thrown away. A leader refuses even when forced.
+    pub fn obstacle(&self, published: &Published) -> Option<Reply> {
+        let leader = published
+            .view
+            .as_deref()
+            .and_then(|view| view.leader_name());
+        if leader.is_none() {
+            return Some(Reply::new(
+                503,
+                "Cluster has no leader, can not reinitialize",
+            ));
+        }
+        if leader == Some(&published.settings.me) {
+            return Some(Reply::new(503, "I am the leader, can not reinitialize"));
+        }
+        let job = published.job.as_deref().filter(|_| !self.force);
+        job.map(Reply::busy)
+    }
+}
+
+/// Reads a body of `POST /failsafe`; `None` when a mandatory part lacks.
+pub fn failsafe_caller(body: &Map<String, Value>, now: MonoTime) -> Option<FailsafeCaller> {
+    let text = |key: &str| body.get(key)?.as_str().map(str::to_owned);
+    let slots = body
+        .get("slots")
+        .and_then(Value::as_object)
+        .cloned()
+        .unwrap_or_default();
+    Some(FailsafeCaller {
+        name: MemberName::new(text("name")?),
+        at: now,
+        conn_url: text("conn_url")?,
+        api_url: text("api_url")?,
+        slots: slots
+            .into_iter()
+            .filter_map(|(name, lsn)| Some((name, lsn.as_u64()?)))
+            .collect(),
+    })
+}
+
+/// The answer to `POST /failsafe` that needs no decision: a running primary follows nobody.
+pub fn failsafe_obstacle(published: &Published) -> Option<Reply> {
+    let primary = shown_role(published) == PgRole::Primary && sample(published).is_some();
+    primary.then(|| Reply::new(500, "Running as a leader"))
+}
