@@ -4,7 +4,20 @@
 //! [`AgentConfig`] is the meaning: parsed, checked, defaults filled in. The other modules read it and
 //! never the YAML.
 
+mod effective;
+pub mod env;
+pub mod error;
+mod known;
+mod local;
+pub mod merge;
 pub mod secret;
+mod source;
+pub mod value;
+pub mod yaml;
+
+pub use error::ConfigError;
+pub use local::{LocalConfig, clamp};
+pub use source::{Loader, Source};
 
 use proto::config::Tags;
 use secret::Secret;
@@ -38,6 +51,23 @@ pub struct AgentConfig {
     pub bootstrap: Option<BootstrapConfig>,
     /// PostgreSQL.
     pub postgresql: PostgresConfig,
+}
+
+/// What gardenctl needs of the same file: everything optional that a control host may lack.
+#[derive(Clone, Debug)]
+pub struct ControlConfig {
+    /// Cluster name.
+    pub scope: Option<String>,
+    /// DCS prefix, `service` by default.
+    pub namespace: String,
+    /// etcd.
+    pub etcd: EtcdConfig,
+    /// REST client.
+    pub ctl: CtlConfig,
+    /// For `gardenctl query` and `dsn`.
+    pub superuser: Credentials,
+    /// `postgresql.database`.
+    pub database: Option<String>,
 }
 
 /// `log`.
@@ -204,6 +234,9 @@ pub struct BootstrapConfig {
     pub pg_hba: Vec<String>,
     /// Command after the superuser exists, split into words.
     pub post_bootstrap: Option<Vec<String>>,
+    /// What is wrong with this section: initialising a cluster must fail with these sentences, while
+    /// a member of an existing cluster has no need of it.
+    pub problems: Vec<String>,
 }
 
 /// A custom bootstrap or replica method.
