@@ -6,3 +6,4 @@ pub mod job;
 pub mod lag;
 pub mod observation;
 pub mod reason;
+pub mod sync;

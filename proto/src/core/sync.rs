@@ -1,0 +1,417 @@
+//! Synchronous mode `on`, and what both synchronous modes share (`ha-behaviour.md` 16,
+//! `safety.md` 4).
+//!
+//! Two things must agree at every moment: `synchronous_standby_names`, which says for whom PostgreSQL
+//! waits before it acknowledges a commit, and `/sync`, which says who may be promoted without losing
+//! one. The rule is one-sided: *who is in the key must be waited for*. So PostgreSQL is tightened
+//! before the key grows, and the key shrinks before PostgreSQL is loosened.
+//!
+//! [`step_on`] looks at both as they are and returns one next step that is safe from there. It keeps no
+//! plan: whatever was interrupted, by a crash, a failed write or another opinion about who is best,
+//! the next call goes on from what it finds.
+
+mod candidates;
+mod names;
+
+pub use candidates::{Candidate, candidates};
+pub use names::{Form, ParsedNames, parse_names, placeholder, render_names};
+
+use super::observation::{SqlSample, Task};
+use crate::config::ClusterConfig;
+use crate::dcs::{ClusterView, SyncRecord};
+use crate::ids::{MemberName, STRICT_PLACEHOLDER};
+use crate::time::MonoTime;
+use crate::wal::Lsn;
+use candidates::sender_of;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// Names in a set, spelled as in the member keys.
+pub(crate) type Names = BTreeSet<String>;
+
+/// After this time every WAL sender is taken to have read the changed setting, even when no WAL was
+/// written since. PostgreSQL signals them before a new session sees the value, and each reads it the
+/// next time it turns to its standby, so milliseconds are normal.
+pub const SETTLE_TIME: Duration = Duration::from_secs(2);
+
+/// How long PostgreSQL may go on showing other names than were written last before they are written
+/// again.
+pub const REWRITE_AFTER: Duration = Duration::from_secs(3);
+
+/// What a primary knows when it looks after synchronous replication.
+#[derive(Clone, Copy, Debug)]
+pub struct SyncInput<'a> {
+    /// Now.
+    pub now: MonoTime,
+    /// Who asks; it holds the lock and runs as a primary.
+    pub me: &'a MemberName,
+    /// The cluster now.
+    pub view: &'a ClusterView,
+    /// PostgreSQL now.
+    pub sample: &'a SqlSample,
+    /// The names that were written last, [`super::observation::AppliedConf::sync_names`].
+    pub written: &'a str,
+    /// Short work under way.
+    pub in_flight: &'a BTreeSet<Task>,
+    /// The dynamic configuration.
+    pub config: &'a ClusterConfig,
+}
+
+/// The next step towards agreement of `/sync` and PostgreSQL.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SyncStep {
+    /// Write `/sync` with ourselves as its leader, by compare-and-set on the revision that was looked
+    /// at, and only while we hold the lock.
+    WriteKey {
+        /// The new names.
+        standbys: Vec<String>,
+        /// The new quorum.
+        quorum: u32,
+    },
+    /// Write these `synchronous_standby_names` and reload.
+    SetNames(String),
+    /// Nothing can be done yet.
+    Wait(SyncWait),
+    /// Delete `/sync`, by compare-and-set.
+    DeleteKey,
+    /// As it should be.
+    Settled,
+}
+
+/// What is waited for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SyncWait {
+    /// A write of the key or of the names is under way.
+    Busy,
+    /// PostgreSQL does not show the names yet that were written last.
+    NamesNotShown,
+    /// These standbys have not proved yet that commits wait for them.
+    Proof(Vec<String>),
+    /// Strict mode, and no standby can be counted on: commits wait for those in the key, or for ever.
+    NoStandby,
+}
+
+/// What is remembered between two looks. Forgotten (reset to the default) when the member is not a
+/// running primary; forgetting it costs time, not safety.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncMemory {
+    names: Option<String>,
+    names_set_lsn: Lsn,
+    set_at: MonoTime,
+    from_nothing: bool,
+    former: Names,
+    differs_since: Option<MonoTime>,
+}
+
+impl SyncMemory {
+    /// Notes what PostgreSQL shows. When the names have changed, everything that is flushed so far is
+    /// what a standby must reach before it counts (P-SYNC, `safety.md` 4.2).
+    fn look(&mut self, input: &SyncInput<'_>) {
+        let shown = &input.sample.synchronous_standby_names;
+        if self.names.as_ref() != Some(shown) {
+            let before = self
+                .names
+                .as_deref()
+                .and_then(parse_names)
+                .unwrap_or_default();
+            if self.settled(input.now) {
+                self.former.clear();
+                self.from_nothing = false;
+            }
+            // The first look counts as a change from nothing: who knows when they were set.
+            self.from_nothing |= before.names.is_empty();
+            self.former.extend(before.names);
+            self.names = Some(shown.clone());
+            self.names_set_lsn = input.sample.flush_lsn;
+            self.set_at = input.now;
+        }
+    }
+
+    fn settled(&self, now: MonoTime) -> bool {
+        now.since(self.set_at) >= SETTLE_TIME
+    }
+
+    /// WAL written after the change has passed through this sender, so it has read the new names; or
+    /// it has had all the time in the world and no WAL was written.
+    fn passed(&self, flush: Lsn, now: MonoTime) -> bool {
+        flush > self.names_set_lsn || (flush == self.names_set_lsn && self.settled(now))
+    }
+
+    /// Whether commits wait for this standby, and it holds all that were acknowledged before they did.
+    ///
+    /// The senders of the names before must have read the new ones too: one that has not still
+    /// releases commits by the old rule. Going from no names at all to some, the checkpointer has to
+    /// switch waiting on, which no session can see, so that case waits in any case.
+    pub(crate) fn proves(&self, input: &SyncInput<'_>, candidate: &Candidate) -> bool {
+        let counted = matches!(candidate.sync_state.as_str(), "sync" | "quorum");
+        let waited_for = !self.from_nothing || self.settled(input.now);
+        let former_passed = self.settled(input.now)
+            || self.former.iter().all(|name| {
+                sender_of(input.sample, name).is_none_or(|s| self.passed(s.flush_lsn, input.now))
+            });
+        counted && waited_for && former_passed && self.passed(candidate.flush_lsn, input.now)
+    }
+
+    /// A reason to do nothing now: work is under way, or PostgreSQL and what was written differ, so
+    /// that it is not known for whom commits wait.
+    pub(crate) fn unclear(&mut self, input: &SyncInput<'_>) -> Option<SyncStep> {
+        self.look(input);
+        if input.in_flight.contains(&Task::Sync) || input.in_flight.contains(&Task::Configure) {
+            return Some(SyncStep::Wait(SyncWait::Busy));
+        }
+        let shown = input.sample.synchronous_standby_names.trim();
+        if shown == input.written.trim() || parse_names(shown) == parse_names(input.written) {
+            self.differs_since = None;
+            return None;
+        }
+        let since = *self.differs_since.get_or_insert(input.now);
+        if input.now.since(since) < REWRITE_AFTER {
+            return Some(SyncStep::Wait(SyncWait::NamesNotShown));
+        }
+        self.differs_since = Some(input.now);
+        Some(SyncStep::SetNames(input.written.to_owned()))
+    }
+}
+
+/// For whom PostgreSQL waits, names spelled as in the member keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct InForce {
+    pub form: Form,
+    pub count: u32,
+    pub names: Names,
+    /// Only the placeholder is named: nothing is acknowledged at all.
+    pub blocked: bool,
+    /// A star lets anybody acknowledge, which no key can express: worth as little as no names.
+    pub anybody: bool,
+}
+
+impl InForce {
+    pub(crate) fn read(input: &SyncInput<'_>) -> Self {
+        let parsed = parse_names(&input.sample.synchronous_standby_names).unwrap_or_default();
+        let blocked = parsed
+            .names
+            .iter()
+            .any(|n| n.eq_ignore_ascii_case(STRICT_PLACEHOLDER))
+            && parsed.names.len() == 1;
+        let anybody = parsed.names.iter().any(|n| n == "*");
+        if blocked || anybody {
+            return Self {
+                blocked,
+                anybody,
+                ..Self::default()
+            };
+        }
+        let names = parsed
+            .names
+            .iter()
+            .map(|n| spelled(input.view, n))
+            .collect();
+        Self {
+            form: parsed.form,
+            count: parsed.count,
+            names,
+            ..Self::default()
+        }
+    }
+
+    /// Whether these names are already in force just so. No names have neither count nor form.
+    pub(crate) fn is(&self, names: &Names, count: u32, form: Form) -> bool {
+        let as_counted = names.is_empty() || (self.count == count && self.form == form);
+        self.names == *names && as_counted && !self.blocked && !self.anybody
+    }
+
+    /// Whether no commit is acknowledged without this standby.
+    fn waits_for(&self, name: &String) -> bool {
+        let for_all = usize::try_from(self.count).is_ok_and(|count| count >= self.names.len());
+        self.blocked || (for_all && self.names.contains(name))
+    }
+}
+
+/// A name as its member key spells it; names are compared without regard to case in PostgreSQL and in
+/// `/sync`.
+pub(crate) fn spelled(view: &ClusterView, name: &str) -> String {
+    let member = view.members.keys().find(|m| m.same_standby(name));
+    member.map_or(name, |m| m.as_str()).to_owned()
+}
+
+/// The names in `/sync`, spelled as in the member keys.
+pub(crate) fn key_names(view: &ClusterView) -> Names {
+    view.sync
+        .standbys
+        .iter()
+        .map(|n| spelled(view, n))
+        .collect()
+}
+
+pub(crate) fn keeps_key(sync: &SyncRecord, me: &MemberName) -> bool {
+    sync.leader
+        .as_ref()
+        .is_some_and(|l| l.same_standby(me.as_str()))
+}
+
+pub(crate) fn write_key(names: Names, quorum: u32) -> SyncStep {
+    SyncStep::WriteKey {
+        standbys: names.into_iter().collect(),
+        quorum,
+    }
+}
+
+pub(crate) fn size(names: &Names) -> u32 {
+    u32::try_from(names.len()).unwrap_or(u32::MAX)
+}
+
+/// The next step in mode `on`.
+pub fn step_on(input: &SyncInput<'_>, memory: &mut SyncMemory) -> SyncStep {
+    if let Some(step) = memory.unclear(input) {
+        return step;
+    }
+    let SyncInput {
+        me,
+        view,
+        sample,
+        config,
+        ..
+    } = *input;
+    if !keeps_key(&view.sync, me) {
+        return write_key(Names::new(), 0);
+    }
+    let in_force = InForce::read(input);
+    let key = key_names(view);
+    let able = candidates(view, me, sample, config);
+    let wanted = usize::try_from(config.synchronous_node_count).unwrap_or(usize::MAX);
+    let picked: Names = able.iter().take(wanted).map(|c| c.name.clone()).collect();
+    if picked.is_empty()
+        && let Some(step) = hold_strictly(input, &in_force)
+    {
+        return step;
+    }
+    if view.sync.quorum > 0 {
+        // Left by quorum mode. In this mode any name in the key may be promoted without votes, so it
+        // has to be built up anew from names that are all waited for.
+        return write_key(Names::new(), 0);
+    }
+
+    // A standby that is to be replaced but still works stays until its successor has proved itself.
+    let kept: Names = key
+        .iter()
+        .filter(|name| in_force.waits_for(name) && able.iter().any(|c| c.name == **name))
+        .cloned()
+        .collect();
+    let proven = |c: &&Candidate| {
+        picked.contains(&c.name)
+            && in_force.waits_for(&c.name)
+            && (kept.contains(&c.name) || memory.proves(input, c))
+    };
+    let confirmed: Names = able.iter().filter(proven).map(|c| c.name.clone()).collect();
+    let target_key = if confirmed == picked {
+        picked.clone()
+    } else {
+        &confirmed | &kept
+    };
+    if target_key != key {
+        return write_key(target_key, 0);
+    }
+    let target = &picked | &key;
+    if !in_force.is(&target, size(&target), Form::First) {
+        return SyncStep::SetNames(render(&target, size(&target), Form::First));
+    }
+    if confirmed == picked {
+        return SyncStep::Settled;
+    }
+    SyncStep::Wait(SyncWait::Proof(
+        (&picked - &confirmed).into_iter().collect(),
+    ))
+}
+
+pub(crate) fn render(names: &Names, count: u32, form: Form) -> String {
+    let list: Vec<String> = names.iter().cloned().collect();
+    render_names(&list, count, form)
+}
+
+/// Strict mode without any standby to count on (`ha-behaviour.md` 16.3): commits wait for those in the
+/// key, or for nobody who exists. `None` when the mode is not strict.
+pub(crate) fn hold_strictly(input: &SyncInput<'_>, in_force: &InForce) -> Option<SyncStep> {
+    if !input.config.synchronous_mode_strict {
+        return None;
+    }
+    let key = key_names(input.view);
+    let quorum = input.view.sync.quorum;
+    if quorum == 0 && !key.iter().all(|name| in_force.waits_for(name)) {
+        // Something was acknowledged that they may lack, so they may not be promoted.
+        let still = key
+            .into_iter()
+            .filter(|name| in_force.waits_for(name))
+            .collect();
+        return Some(write_key(still, 0));
+    }
+    let names = names_of_key(&input.view.sync, true);
+    if parse_names(&names) == parse_names(&input.sample.synchronous_standby_names) {
+        return Some(SyncStep::Wait(SyncWait::NoStandby));
+    }
+    Some(SyncStep::SetNames(names))
+}
+
+/// The names that a key promises: what a primary must start with, so that no commit is acknowledged
+/// that those who may be promoted do not have (S9). Strict mode is never without a name.
+pub fn names_of_key(sync: &SyncRecord, strict: bool) -> String {
+    let count = u32::try_from(sync.standbys.len()).unwrap_or(u32::MAX);
+    match (count, strict) {
+        (0, true) => placeholder(),
+        (0, false) => String::new(),
+        _ => {
+            let form = if sync.quorum > 0 {
+                Form::Any
+            } else {
+                Form::First
+            };
+            render_names(
+                &sync.standbys,
+                count.saturating_sub(sync.quorum).max(1),
+                form,
+            )
+        }
+    }
+}
+
+/// What a candidate does in mode `on` before it promotes (`ha-behaviour.md` 16.4).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrePromotion {
+    /// The names to write to `/sync`, with ourselves as its leader and quorum zero, by
+    /// compare-and-set. If that fails, there is no promotion.
+    pub standbys: Vec<String>,
+    /// The `synchronous_standby_names` to set before PostgreSQL leaves recovery.
+    pub names: String,
+}
+
+/// The new primary starts alone; in strict mode it waits for those who were synchronous before.
+pub fn pre_promotion(view: &ClusterView, me: &MemberName, strict: bool) -> PrePromotion {
+    let mut standbys = Names::new();
+    if strict {
+        standbys = key_names(view);
+        standbys.extend(view.sync.leader.as_ref().map(|l| spelled(view, l.as_str())));
+        standbys.retain(|name| !me.same_standby(name));
+    }
+    let standbys: Vec<String> = standbys.into_iter().collect();
+    let record = SyncRecord {
+        standbys: standbys.clone(),
+        ..SyncRecord::default()
+    };
+    PrePromotion {
+        standbys,
+        names: names_of_key(&record, strict),
+    }
+}
+
+/// The next step when synchronous mode was switched off (`ha-behaviour.md` 16.6): the key goes first.
+/// Settled means that PostgreSQL may have the operator's own names.
+pub fn switch_off(sync: &SyncRecord) -> SyncStep {
+    if sync.modified.is_some() {
+        SyncStep::DeleteKey
+    } else {
+        SyncStep::Settled
+    }
+}
+
+#[cfg(test)]
+mod tests;
