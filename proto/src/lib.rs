@@ -2,6 +2,7 @@
 pub mod config;
 pub mod core;
 pub mod dcs;
+pub mod fence;
 pub mod ids;
 pub mod rest;
 pub mod time;
