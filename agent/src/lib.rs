@@ -1,7 +1,8 @@
 //! The shell around the core. (Placeholder, written in full below.)
 pub mod clock;
 pub mod config;
-pub mod postgres;
+pub mod guardian;
 pub mod http;
 pub mod peers;
+pub mod postgres;
 pub mod tls;

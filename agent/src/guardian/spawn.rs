@@ -1,0 +1,169 @@
+//! Starting a postmaster, adopting one, and what a fresh process of the guardian has to do.
+#![expect(unsafe_code, reason = "fork and exec, and descriptors by number before exec")]
+
+use super::proc::{self, Process};
+use nix::libc;
+use nix::sys::prctl;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+use nix::unistd::{ForkResult, fork, getpid, getppid, setsid};
+use proto::fence::wire::Start;
+use std::ffi::{CStr, CString};
+use std::os::fd::{OwnedFd, RawFd};
+
+/// Exit status of a child that could not execute the program, as of a shell.
+const NOT_EXECUTED: i32 = 127;
+
+/// A postmaster, held so that no other process can be mistaken for it.
+#[derive(Debug)]
+pub struct Postmaster {
+    /// What it is.
+    pub process: Process,
+    /// Readable when it has ended; signals go through it.
+    pub pidfd: OwnedFd,
+    /// It is our child: we get its status, and it dies with us.
+    pub is_child: bool,
+}
+
+/// Why there is no postmaster.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    /// A text holds a NUL, or there is no program.
+    #[error("bad command line or environment")]
+    BadCommand,
+    /// The operating system said no.
+    #[error("start the postmaster")]
+    System(#[from] nix::Error),
+    /// It has already ended.
+    #[error("process {0} is gone")]
+    Gone(i32),
+    /// It is something else.
+    #[error("process {0} is not a PostgreSQL server in this data directory")]
+    NotOurs(i32),
+}
+
+/// Starts a postmaster. The child does whatever may block, the opening of its log and the reading of
+/// the program among it, so that a hung disk hangs only the child.
+///
+/// # Errors
+/// See [`SpawnError`]; that the program cannot be executed shows as its exit with 127.
+pub fn start(start: &Start, oom_score: i32) -> Result<Postmaster, SpawnError> {
+    let text = |bytes: &Vec<u8>| CString::new(bytes.clone()).map_err(|_| SpawnError::BadCommand);
+    let argv: Vec<CString> = start.argv.iter().map(text).collect::<Result<_, _>>()?;
+    let program = argv.first().ok_or(SpawnError::BadCommand)?.clone();
+    let pair = |(name, value): &(Vec<u8>, Vec<u8>)| text(&[name.as_slice(), b"=", value].concat());
+    let env: Vec<CString> = start.env.iter().map(pair).collect::<Result<_, _>>()?;
+    let log = (!start.log.is_empty()).then(|| text(&start.log)).transpose()?;
+    let cwd = (!start.cwd.is_empty()).then(|| text(&start.cwd)).transpose()?;
+    let pointers = |list: &[CString]| -> Vec<*const libc::c_char> {
+        list.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (args, vars) = (pointers(&argv), pointers(&env));
+    let parent = getpid();
+    // SAFETY: this process has one thread, and the child calls only functions that are safe there.
+    match unsafe { fork() }? {
+        ForkResult::Child => {
+            prepare(parent, log.as_deref(), cwd.as_deref(), oom_score);
+            // SAFETY: all pointers are to NUL-terminated texts that live until here, and both lists end
+            // with a null pointer.
+            unsafe { libc::execve(program.as_ptr(), args.as_ptr(), vars.as_ptr()) };
+            exit_now(NOT_EXECUTED)
+        }
+        ForkResult::Parent { child } => {
+            let pid = child.as_raw();
+            // It is not reaped before this returns, so the pid cannot be another's.
+            let pidfd = proc::pidfd(pid).ok_or(SpawnError::Gone(pid))?;
+            let process = Process::read(pid).ok_or(SpawnError::Gone(pid))?;
+            Ok(Postmaster { process, pidfd, is_child: true })
+        }
+    }
+}
+
+/// What the child does before it becomes the postmaster. What fails here is not worth failing for,
+/// except the death signal.
+fn prepare(parent: nix::unistd::Pid, log: Option<&CStr>, cwd: Option<&CStr>, oom_score: i32) {
+    let _ = setsid();
+    if prctl::set_pdeathsig(Signal::SIGKILL).is_err() || getppid() != parent {
+        // Without it nothing would end this server if the guardian died; or it has died already.
+        exit_now(NOT_EXECUTED);
+    }
+    let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
+    set_oom_score(oom_score);
+    // SAFETY: plain system calls on descriptors and texts that are valid here.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR);
+        libc::dup2(null, 0);
+        if let Some(log) = log {
+            let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_APPEND;
+            let fd = libc::open(log.as_ptr(), flags, 0o600);
+            if fd >= 0 {
+                libc::dup2(fd, 1);
+                libc::dup2(fd, 2);
+            }
+        }
+        if let Some(cwd) = cwd {
+            libc::chdir(cwd.as_ptr());
+        }
+    }
+    close_others(&[]);
+}
+
+/// Takes hold of a running postmaster.
+///
+/// # Errors
+/// See [`SpawnError`].
+pub fn adopt(pid: i32, data_dir: &[u8]) -> Result<Postmaster, SpawnError> {
+    // The descriptor first: what is checked after it is the process that it holds.
+    let pidfd = proc::pidfd(pid).ok_or(SpawnError::Gone(pid))?;
+    let process = Process::read(pid).filter(Process::is_alive).ok_or(SpawnError::Gone(pid))?;
+    if !proc::is_server_in(pid, data_dir) {
+        return Err(SpawnError::NotOurs(pid));
+    }
+    let is_child = process.parent == getpid().as_raw();
+    Ok(Postmaster { process, pidfd, is_child })
+}
+
+/// Closes every descriptor above the standard streams except these (at most a few).
+pub fn close_others(keep: &[RawFd]) {
+    let mut first: u32 = 3;
+    let mut sorted: [u32; 4] = [u32::MAX; 4];
+    for (slot, fd) in sorted.iter_mut().zip(keep) {
+        *slot = u32::try_from(*fd).unwrap_or(u32::MAX);
+    }
+    sorted.sort_unstable();
+    for fd in sorted {
+        if fd > first {
+            // SAFETY: a plain system call; nothing that this process still uses has these numbers.
+            unsafe { libc::syscall(libc::SYS_close_range, first, fd - u32::from(fd != u32::MAX), 0) };
+        }
+        first = fd.saturating_add(1).max(first);
+    }
+}
+
+/// Ends a forked child without running anything of its parent's.
+pub fn exit_now(status: i32) -> ! {
+    // SAFETY: ends the process, nothing else.
+    unsafe { libc::_exit(status) }
+}
+
+/// How likely the kernel is to kill this process when memory runs out; `None` when it cannot be read.
+pub fn oom_score() -> Option<i32> {
+    std::fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse().ok()
+}
+
+/// Changes it; whether that worked. Does not allocate.
+pub fn set_oom_score(score: i32) -> bool {
+    use std::io::Write;
+    let mut text = [0u8; 16];
+    let mut rest = text.as_mut_slice();
+    let _ = write!(rest, "{score}");
+    let n = 16 - rest.len();
+    let Ok(fd) = nix::fcntl::open(
+        c"/proc/self/oom_score_adj",
+        nix::fcntl::OFlag::O_WRONLY | nix::fcntl::OFlag::O_CLOEXEC,
+        nix::sys::stat::Mode::empty(),
+    ) else {
+        return false;
+    };
+    nix::unistd::write(&fd, text.get(..n).unwrap_or_default()).is_ok()
+}
