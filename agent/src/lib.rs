@@ -5,4 +5,5 @@ pub mod guardian;
 pub mod http;
 pub mod peers;
 pub mod postgres;
+pub mod rest;
 pub mod tls;

@@ -1,0 +1,70 @@
+//! `GET /openapi.json`, made from the route table.
+
+use super::routes::{Access, BodyRule, ROUTES, Route};
+use proto::rest::json::to_text;
+use serde_json::{Map, Value, json};
+
+/// The health checks, which have no rows in the table: any path is one.
+const HEALTH_PATHS: &[(&str, &str)] = &[
+    ("/", "Whether this member is the primary that holds the lock; the same as /primary."),
+    ("/primary", "Whether this member is the primary that holds the lock."),
+    ("/leader", "Whether this member holds the lock."),
+    ("/standby-leader", "Whether this member leads a standby cluster."),
+    ("/replica", "Whether this member is a running replica."),
+    ("/read-only", "Whether this member can serve reads."),
+    ("/sync", "Whether this member is a synchronous standby."),
+    ("/async", "Whether this member is an asynchronous standby."),
+    ("/quorum", "Whether this member votes in quorum commits."),
+    ("/read-only-sync", "The primary, or a synchronous standby."),
+    ("/read-only-quorum", "The primary, or a quorum standby."),
+    ("/health", "Whether PostgreSQL runs."),
+];
+
+/// The document.
+pub(super) fn document(version: &str) -> String {
+    let mut paths = Map::new();
+    for (path, summary) in HEALTH_PATHS {
+        let check = json!({"summary": summary, "responses": responses(&[200, 503])});
+        paths.insert((*path).into(), json!({"get": check, "head": check, "options": check}));
+    }
+    for route in ROUTES {
+        let path = format!("/{}", route.segment);
+        let entry = paths.entry(path).or_insert_with(|| json!({}));
+        if let Some(methods) = entry.as_object_mut() {
+            methods.insert(route.method.to_lowercase(), operation(route));
+        }
+    }
+    to_text(&json!({
+        "openapi": "3.1.0",
+        "info": {"title": "garden-agent", "version": version},
+        "paths": paths,
+        "components": {"securitySchemes": {"basic": {"type": "http", "scheme": "basic"}}},
+    }))
+}
+
+fn operation(route: &Route) -> Value {
+    let mut doc = Map::new();
+    doc.insert("summary".into(), json!(route.summary));
+    if route.access != Access::Open {
+        doc.insert("security".into(), json!([{"basic": []}, {}]));
+    }
+    if route.body != BodyRule::None {
+        doc.insert(
+            "requestBody".into(),
+            json!({
+                "required": route.body == BodyRule::Mandatory,
+                "content": {"application/json": {"schema": {"type": "object"}}},
+            }),
+        );
+    }
+    doc.insert("responses".into(), responses(route.codes));
+    Value::Object(doc)
+}
+
+fn responses(codes: &[u16]) -> Value {
+    let describe = |code: &u16| {
+        let reason = hyper::StatusCode::from_u16(*code).ok().and_then(|c| c.canonical_reason());
+        (code.to_string(), json!({"description": reason.unwrap_or_default()}))
+    };
+    Value::Object(codes.iter().map(describe).collect())
+}

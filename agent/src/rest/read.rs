@@ -1,0 +1,114 @@
+//! Everything that is only looked at: health checks, documents, metrics. No waiting in here.
+
+use super::answer::Answer;
+use super::dispatch::Shared;
+use crate::clock;
+use hyper::Method;
+use proto::config::ClusterConfig;
+use proto::dcs::ConfigRecord;
+use proto::rest::cluster::history_document;
+use proto::rest::health::{alive, ready, verdict};
+use proto::rest::json::to_text;
+use proto::rest::{Published, Query, cluster_document, metrics, status_document};
+use serde_json::{Map, Value, json};
+
+/// A health check: the status line alone for `HEAD` and `OPTIONS`, the status document for `GET`.
+pub(super) fn health(published: &Published, method: &Method, path: &str, query: &Query) -> Answer {
+    let code = if verdict(published, path, query, clock::now()) { 200 } else { 503 };
+    if method == Method::GET {
+        Answer::json(code, to_text(&status_document(published)))
+    } else {
+        Answer::bare(code)
+    }
+}
+
+/// `GET /patroni`.
+pub(super) fn status(published: &Published) -> Answer {
+    Answer::json(200, to_text(&status_document(published)))
+}
+
+/// `GET /liveness`.
+pub(super) fn liveness(published: &Published) -> Answer {
+    Answer::bare(if alive(published, clock::now()) { 200 } else { 503 })
+}
+
+/// `GET /readiness`.
+pub(super) fn readiness(published: &Published, query: &Query) -> Answer {
+    Answer::bare(if ready(published, query, clock::now()) { 200 } else { 503 })
+}
+
+/// `GET /cluster`. Without a view there is nothing that would not be a guess.
+pub(super) fn cluster(published: &Published) -> Answer {
+    let Some(view) = published.view.as_deref() else { return Answer::page(503) };
+    let in_etcd = view.config.document().map(ClusterConfig::parse);
+    let config = in_etcd.as_ref().unwrap_or(&published.settings.cluster);
+    Answer::json(200, to_text(&cluster_document(view, config, &published.settings.scope)))
+}
+
+/// `GET /history`.
+pub(super) fn history(published: &Published) -> Answer {
+    match published.view.as_deref() {
+        Some(view) => Answer::json(200, to_text(&history_document(view))),
+        None => Answer::page(503),
+    }
+}
+
+/// `GET /config`.
+pub(super) fn config(published: &Published) -> Answer {
+    match published.view.as_deref().map(|view| &view.config) {
+        Some(ConfigRecord::Document { document, .. }) => Answer::json(200, to_text(document)),
+        Some(ConfigRecord::Absent | ConfigRecord::Garbled { .. }) => Answer::page(502),
+        None => Answer::page(503),
+    }
+}
+
+/// `GET /failsafe`: the last known list, which outlives etcd, since it is needed when etcd is away.
+pub(super) fn failsafe(shared: &Shared) -> Answer {
+    match shared.failsafe() {
+        Some(record) => Answer::json(200, to_text(&record.members)),
+        None => Answer::page(502),
+    }
+}
+
+/// `GET /metrics`.
+pub(super) fn metrics_page(shared: &Shared, published: &Published) -> Answer {
+    let me = &published.settings.me;
+    let listed = shared.failsafe().is_some_and(|record| record.members.contains_key(me));
+    Answer::plain(metrics::page(published, listed, clock::now()))
+}
+
+/// `GET /garden`: what `gardenctl explain` shows.
+pub(super) fn garden(published: &Published) -> Answer {
+    let now = clock::now();
+    let left = published.leader_until.map(|until| millis(now.until(until)));
+    let doc = json!({
+        "name": published.settings.me,
+        "scope": published.settings.scope,
+        "state": published.state.as_str(),
+        "role": published.role.as_str(),
+        "rule": published.rule,
+        "reason": published.reason,
+        "lease_remaining_ms": left,
+        "held_back": published.hold_back,
+        "goal": published.goal,
+        "job": published.job,
+        "cycle_us": published.cycle_micros,
+        "published_age_ms": millis(now.since(published.at)),
+        "view_revision": published.view.as_ref().map(|view| view.revision),
+    });
+    Answer::json(200, to_text(&without_nulls(doc)))
+}
+
+fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn without_nulls(doc: Value) -> Value {
+    match doc {
+        Value::Object(map) => {
+            let kept: Map<_, _> = map.into_iter().filter(|(_, v)| !v.is_null()).collect();
+            Value::Object(kept)
+        }
+        other => other,
+    }
+}
