@@ -2,6 +2,7 @@
 
 use crate::config::AgentConfig;
 use proto::config::ClusterConfig;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
@@ -69,7 +70,16 @@ pub struct PgContext {
     pub config: watch::Receiver<Arc<AgentConfig>>,
     /// The dynamic configuration as the rules read it: slots, standby cluster, synchronous mode.
     pub cluster: watch::Receiver<Arc<ClusterConfig>>,
-    cache: Arc<Mutex<Option<(PathBuf, u32)>>>,
+    cache: Arc<Mutex<Cache>>,
+}
+
+/// Answers of programs that would be the same again. The lock is held for a copy only.
+#[derive(Debug, Default)]
+struct Cache {
+    /// Program and its major version.
+    version: Option<(PathBuf, u32)>,
+    /// Settings as given to [`super::guc::check`], and as they came back.
+    judged: Option<(BTreeMap<String, String>, BTreeMap<String, String>)>,
 }
 
 impl PgContext {
@@ -110,7 +120,7 @@ impl PgContext {
     /// Major version of the binaries, for example 15; asked once of `postgres --version`.
     pub async fn major_version(&self) -> Result<u32, ProgramError> {
         let program = self.bin("postgres");
-        let known = self.cache.lock().ok().and_then(|cache| cache.clone());
+        let known = self.cache.lock().ok().and_then(|cache| cache.version.clone());
         if let Some((_, version)) = known.filter(|(asked, _)| *asked == program) {
             return Ok(version);
         }
@@ -120,9 +130,29 @@ impl PgContext {
             text: printed.stdout.chars().take(80).collect(),
         })?;
         if let Ok(mut cache) = self.cache.lock() {
-            *cache = Some((program, version));
+            cache.version = Some((program, version));
         }
         Ok(version)
+    }
+
+    /// The remembered verdict on these settings.
+    pub(super) fn judged(
+        &self,
+        given: &BTreeMap<String, String>,
+    ) -> Option<BTreeMap<String, String>> {
+        let cache = self.cache.lock().ok()?;
+        cache.judged.as_ref().filter(|(known, _)| known == given).map(|(_, good)| good.clone())
+    }
+
+    /// Remembers a verdict.
+    pub(super) fn remember_judged(
+        &self,
+        given: BTreeMap<String, String>,
+        good: BTreeMap<String, String>,
+    ) {
+        if let Ok(mut cache) = self.cache.lock() {
+            cache.judged = Some((given, good));
+        }
     }
 
     /// Runs a PostgreSQL program that only prints something; a status other than zero is an error.

@@ -222,15 +222,30 @@ fn with_unit(number: i64, unit: &str) -> String {
 
 /// Settings that passed the check, and a sentence for each that did not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Checked {
-    /// Names and values to write.
-    pub settings: BTreeMap<String, String>,
-    /// For the log.
-    pub warnings: Vec<String>,
+struct Checked {
+    settings: BTreeMap<String, String>,
+    warnings: Vec<String>,
 }
 
-/// Has the server's program judge the settings. Never more runs than settings, plus one.
+/// Has the server's program judge the settings, and logs what it changed. The verdict on the same
+/// settings is remembered.
 pub async fn check(
+    ctx: &PgContext,
+    settings: BTreeMap<String, String>,
+) -> Result<BTreeMap<String, String>, ProgramError> {
+    if let Some(known) = ctx.judged(&settings) {
+        return Ok(known);
+    }
+    let checked = judge(ctx, settings.clone()).await?;
+    for warning in &checked.warnings {
+        tracing::warn!("{warning}");
+    }
+    ctx.remember_judged(settings, checked.settings.clone());
+    Ok(checked.settings)
+}
+
+/// Never more runs than settings, plus one.
+async fn judge(
     ctx: &PgContext,
     settings: BTreeMap<String, String>,
 ) -> Result<Checked, ProgramError> {

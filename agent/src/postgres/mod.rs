@@ -9,6 +9,8 @@ pub mod hba;
 pub mod history;
 pub mod pgdata;
 pub mod probe;
+pub mod settings;
 pub mod slots;
+mod target;
 
 pub use context::PgContext;
