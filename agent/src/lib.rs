@@ -7,3 +7,6 @@ pub mod peers;
 pub mod postgres;
 pub mod rest;
 pub mod tls;
+pub mod cli;
+pub mod exit;
+pub mod telemetry;
