@@ -2,8 +2,11 @@
 
 pub mod decision;
 pub mod election;
+pub mod history;
 pub mod job;
 pub mod lag;
 pub mod observation;
 pub mod reason;
+pub mod rewind;
+pub mod slots;
 pub mod sync;
