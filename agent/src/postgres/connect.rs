@@ -184,6 +184,26 @@ pub async fn conninfo(
     target::conninfo(&config, upstream, kind, version, with_passfile)
 }
 
+/// The same for the superuser and the local server, for scripts of the operator.
+pub async fn local_conninfo(ctx: &PgContext) -> Result<String, ConnectError> {
+    let config = ctx.config();
+    let pg = &config.postgresql;
+    let (host, port) = match target::local(ctx, pg.use_unix_socket).await.into_iter().next() {
+        Some(Address::Socket(dir, port)) => (dir.to_string_lossy().into_owned(), port),
+        Some(Address::Tcp(host, port)) => (host, port),
+        None => return Err(ConnectError::NoAddress(String::from("no local address"))),
+    };
+    if let Some(text) = target::passfile(pg, &[(host.clone(), port)]) {
+        write_passfile(pg.pgpass.clone(), text).await?;
+    }
+    let port = port.to_string();
+    let user = user_of(&pg.superuser);
+    let words = [("dbname", &pg.database), ("user", &user), ("host", &host), ("port", &port)];
+    let quoted = |value: &str| value.replace('\\', "\\\\").replace('\'', "\\'");
+    let words = words.map(|(name, value)| format!("{name}='{}'", quoted(value)));
+    Ok(words.join(" "))
+}
+
 async fn write_passfile(path: PathBuf, text: String) -> Result<(), ConnectError> {
     let name = path.display().to_string();
     let failed = move |why: String| ConnectError::Other(format!("write passfile {name}: {why}"));

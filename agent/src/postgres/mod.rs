@@ -1,4 +1,19 @@
 //! The local PostgreSQL: facts about it, its files, and the work done on it.
+//!
+//! ```text
+//!  member loop ──Order──▶ driver task ──▶ one job at a time, cancellable ──┐
+//!       ▲                     │──▶ short tasks beside it ──────────────────┤
+//!       │                     └──▶ sampler: looks again and again ─────────┤
+//!       └────────────────────────── PgEvent ◀──────────────────────────────┘
+//! ```
+//!
+//! [`Postgres`] is the loop's handle; nothing it offers waits. The driver judges nothing: it does what
+//! it is told and reports. What the guardian reports about processes reaches it through
+//! [`Postgres::guardian_event`], to which the loop forwards each event that it receives: there is one
+//! stream of them, and the loop is its owner.
+//!
+//! Reading order: [`probe`] and [`pgdata`] (facts), [`conf`] (files), `shared` (what jobs may use), then
+//! one file per job. [`tool`] runs every external program.
 
 pub mod conf;
 pub mod connect;
@@ -7,10 +22,27 @@ pub mod controldata;
 pub mod guc;
 pub mod hba;
 pub mod history;
+pub mod lineage;
 pub mod pgdata;
 pub mod probe;
 pub mod settings;
 pub mod slots;
+pub mod tool;
+pub mod walsender;
+pub mod wipe;
+
+mod bootstrap;
+mod callbacks;
+mod clone;
+mod driver;
+mod follow;
+mod promise;
+mod promote;
+mod rewind;
+mod shared;
+mod start;
+mod stop;
 mod target;
 
 pub use context::PgContext;
+pub use driver::{PgEvent, Postgres};

@@ -20,6 +20,10 @@ pub const DISK_LIMIT: Duration = Duration::from_secs(2);
 /// Says that work on the directory has not ended, and what that was (S18).
 pub const UNFINISHED_FILE: &str = "garden.unfinished";
 
+/// Lies in the directory while `pg_rewind` works on it. A FIFO, since that program removes regular
+/// files that its source does not have and passes over everything else.
+pub const REWINDING_FIFO: &str = "garden.rewinding";
+
 /// Promise and WAL epoch (S19).
 pub const STATE_FILE: &str = "garden.state";
 
@@ -106,6 +110,9 @@ pub async fn inspect(ctx: &PgContext) -> DataDir {
 /// Looks at a directory; blocks.
 pub fn look(dir: &Path) -> DataDir {
     let unreadable = |what: &str, err: io::Error| DataDir::Unreadable(format!("{what}: {err}"));
+    if fs::symlink_metadata(dir.join(REWINDING_FIFO)).is_ok() {
+        return DataDir::Unfinished(String::from("rewind"));
+    }
     match read_small(&dir.join(UNFINISHED_FILE)) {
         Ok(Some(what)) => {
             let what = String::from_utf8_lossy(&what).trim().to_owned();
@@ -272,6 +279,20 @@ pub fn mark_unfinished(dir: &Path, what: &str) -> io::Result<()> {
 /// Takes the mark away after the work has ended in order.
 pub fn clear_unfinished(dir: &Path) -> io::Result<()> {
     remove_durably(&dir.join(UNFINISHED_FILE))
+}
+
+/// Marks the directory as being rewound.
+pub fn mark_rewinding(dir: &Path) -> io::Result<()> {
+    let path = dir.join(REWINDING_FIFO);
+    match nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR) {
+        Ok(()) | Err(nix::errno::Errno::EEXIST) => sync_parent(&path),
+        Err(err) => Err(err.into()),
+    }
+}
+
+/// Takes that mark away after the rewind has ended in order.
+pub fn clear_rewinding(dir: &Path) -> io::Result<()> {
+    remove_durably(&dir.join(REWINDING_FIFO))
 }
 
 /// `PG_VERSION`, for example 15.

@@ -4,7 +4,7 @@
 //! same as "none" (I4, S11).
 
 use super::job::{Finished, Job, Upstream};
-use crate::dcs::ClusterView;
+use crate::dcs::{ClusterView, FencePromise};
 use crate::dcs::txn::TxnOutcome;
 use crate::ids::{Epoch, JobId, LeaseId, MemberName, Revision, SystemId};
 use crate::time::{MonoTime, WallTime};
@@ -438,6 +438,8 @@ pub enum TaskResult {
     Done,
     /// Other work that failed.
     Failed(String),
+    /// The promise is on disk, the stream is cut: this is to be written to `/fence/<me>`.
+    Promised(FencePromise),
     /// All members agreed, or not.
     Failsafe {
         /// Every one accepted.
