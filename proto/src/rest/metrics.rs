@@ -292,3 +292,75 @@ fn own_part(page: &mut Page, published: &Published, now: MonoTime) {
         now.since(published.at).as_secs_f64(),
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{NOW, leader, replica};
+    use super::*;
+
+    fn value(page: &str, name: &str) -> Option<String> {
+        let line = page.lines().find(|line| line.starts_with(&format!("{name}{{")))?;
+        line.rsplit_once(' ').map(|(_, value)| value.to_owned())
+    }
+
+    #[test]
+    fn all_series_come_in_the_published_order_with_help_and_type() {
+        let page = page(&leader(), true, NOW);
+        let expected = "patroni_version patroni_postgres_running patroni_postmaster_start_time \
+            patroni_primary patroni_xlog_location patroni_standby_leader patroni_replica \
+            patroni_sync_standby patroni_quorum_standby patroni_xlog_received_location \
+            patroni_xlog_replayed_location patroni_xlog_replayed_timestamp patroni_xlog_paused \
+            patroni_postgres_streaming patroni_postgres_in_archive_recovery \
+            patroni_postgres_server_version patroni_cluster_unlocked \
+            patroni_failsafe_mode_is_active patroni_failsafe_mode_enabled patroni_failsafe_member \
+            patroni_postgres_timeline patroni_dcs_last_seen patroni_pending_restart \
+            patroni_is_paused patroni_postgres_state patroni_failover_priority";
+        let samples: Vec<&str> = page
+            .lines()
+            .filter(|line| line.starts_with("patroni_"))
+            .filter_map(|line| line.split('{').next())
+            .collect();
+        assert_eq!(samples, expected.split_whitespace().collect::<Vec<_>>());
+        for name in samples {
+            let kind = if name.ends_with("_location") { "counter" } else { "gauge" };
+            assert!(page.contains(&format!("# HELP {name} ")), "{name}");
+            assert!(page.contains(&format!("# TYPE {name} {kind}\n")), "{name}");
+        }
+        assert!(page.ends_with('\n'));
+        assert!(page.contains("\n# Values: 0=initdb, 1=initdb_failed, "));
+    }
+
+    #[test]
+    fn values_are_those_of_the_status() {
+        let leading = page(&leader(), true, NOW);
+        for (name, expected) in [
+            ("patroni_version", "040104"),
+            ("patroni_postmaster_start_time", "1784887200.123456"),
+            ("patroni_primary", "1"),
+            ("patroni_xlog_location", "67395656"),
+            ("patroni_xlog_replayed_timestamp", "0"),
+            ("patroni_postgres_server_version", "160004"),
+            ("patroni_failsafe_member", "1"),
+            ("patroni_postgres_timeline", "5"),
+            ("patroni_postgres_state", "5"),
+            ("patroni_failover_priority", "1"),
+            ("garden_agent_lease_remaining_seconds", "20"),
+        ] {
+            assert_eq!(value(&leading, name).as_deref(), Some(expected), "{name}");
+        }
+        assert!(leading.contains("patroni_primary{scope=\"garden\",name=\"gd-a\"} 1\n"));
+        let following = page(&replica(), false, NOW);
+        assert_eq!(value(&following, "patroni_postgres_streaming").as_deref(), Some("1"));
+        assert_eq!(value(&following, "patroni_xlog_replayed_location").as_deref(), Some("67419648"));
+    }
+
+    #[test]
+    fn a_server_that_does_not_answer_has_no_replication_series() {
+        let mut published = replica();
+        published.postgres = std::sync::Arc::default();
+        let page = page(&published, false, NOW);
+        assert_eq!(value(&page, "patroni_postgres_streaming"), None);
+        assert_eq!(value(&page, "patroni_postgres_state").as_deref(), Some("-1"));
+        assert_eq!(value(&page, "patroni_postmaster_start_time").as_deref(), Some("0"));
+    }
+}

@@ -6,6 +6,8 @@
 //! may be asked for ([`requests`], [`handover`]). The server in the agent only moves bytes.
 
 pub mod cluster;
+#[cfg(test)]
+mod fixture;
 pub mod handover;
 pub mod health;
 pub mod json;
@@ -79,6 +81,32 @@ pub struct Published {
 }
 
 impl Published {
+    /// Before the first decision: nothing is known, nobody leads here.
+    pub fn starting(settings: Arc<Settings>, at: MonoTime) -> Self {
+        Self {
+            at,
+            settings,
+            view: None,
+            dcs_last_seen: WallTime::default(),
+            postgres: Arc::default(),
+            state: PgState::Stopped,
+            role: PgRole::Uninitialized,
+            leader_until: None,
+            hold_back: None,
+            paused: false,
+            failsafe_active: false,
+            watchdog_failed: false,
+            wishes: Wishes::default(),
+            job: None,
+            system_id: None,
+            next_run: at,
+            rule: String::new(),
+            reason: String::new(),
+            goal: None,
+            cycle_micros: 0,
+        }
+    }
+
     /// Whether we hold the lock at `now`. Time alone decides, so that a loop that stands still cannot
     /// keep `/primary` at 200 beyond the lease (S16).
     pub fn holds_lock(&self, now: MonoTime) -> bool {

@@ -201,3 +201,90 @@ fn scheduled_restart(scheduled: &ScheduledRestart) -> Map<String, Value> {
     }
     fields
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{NOW, leader, replica, standby};
+    use super::super::json::to_text;
+    use super::*;
+    use crate::core::observation::{LocalPostgres, Sql};
+    use crate::time::WallTime;
+    use expect_test::expect;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    fn text(published: &Published) -> String {
+        to_text(&status_document(published))
+    }
+
+    #[test]
+    fn a_leader_shows_its_wal_senders() {
+        expect![[r#"{"state": "running", "postmaster_start_time": "2026-07-24 10:00:00.123456+00:00", "role": "primary", "server_version": 160004, "xlog": {"location": 67395656}, "timeline": 5, "replication": [{"usename": "replicator", "application_name": "gd-b", "client_addr": "192.0.2.12", "state": "streaming", "sync_state": "sync", "sync_priority": 1}], "dcs_last_seen": 1784887932, "database_system_identifier": "7268616322854375442", "patroni": {"version": "4.1.4", "scope": "garden", "name": "gd-a"}}"#]]
+        .assert_eq(&text(&leader()));
+    }
+
+    #[test]
+    fn a_synchronous_standby_says_so() {
+        let listed = r#"{"leader":"gd-b","sync_standby":"GD-A"}"#;
+        let published = standby(json!({"synchronous_mode": true}), json!({"clonefrom": true}), listed);
+        expect![[r#"{"state": "running", "postmaster_start_time": "2026-07-24 10:00:00.123456+00:00", "role": "replica", "server_version": 160004, "xlog": {"received_location": 67419744, "replayed_location": 67419648, "replayed_timestamp": null, "paused": false}, "sync_standby": true, "timeline": 5, "replication_state": "streaming", "dcs_last_seen": 1784887932, "tags": {"clonefrom": true}, "database_system_identifier": "7268616322854375442", "patroni": {"version": "4.1.4", "scope": "garden", "name": "gd-a"}}"#]]
+        .assert_eq(&text(&published));
+        let quorum = standby(json!({"synchronous_mode": "quorum"}), json!(null), listed);
+        assert!(text(&quorum).contains(r#""quorum_standby": true"#));
+        assert!(!text(&replica()).contains("_standby"));
+    }
+
+    #[test]
+    fn a_server_that_does_not_answer_is_described_from_memory() {
+        let mut published = leader();
+        published.postgres = Arc::new(LocalPostgres { sql: Sql::Silent, ..LocalPostgres::default() });
+        let shown = text(&published);
+        assert!(shown.starts_with(r#"{"state": "unknown", "role": "primary", "dcs_last_seen""#), "{shown}");
+        published.state = PgState::Starting;
+        assert!(text(&published).starts_with(r#"{"state": "starting", "role": "primary""#));
+        let stopped = Published { state: PgState::Stopped, ..leader() };
+        assert!(!text(&stopped).contains("xlog"), "an old sample says nothing of a stopped server");
+        let restarting = Published { state: PgState::Restarting, ..leader() };
+        assert!(text(&restarting).contains("xlog"), "a restarting server may answer");
+    }
+
+    #[test]
+    fn everything_unusual_has_its_field() {
+        let mut published = Published {
+            view: None,
+            paused: true,
+            failsafe_active: true,
+            watchdog_failed: true,
+            ..leader()
+        };
+        super::super::fixture::edit_sample(&mut published, |s| {
+            s.wal_senders.clear();
+            s.pending_restart.insert("max_connections".into(), ("100".into(), "101".into()));
+        });
+        let raw = super::super::fixture::object(
+            json!({"role": "replica", "postmaster_start_time": "x", "schedule": "y"}),
+        );
+        published.wishes.scheduled_restart = Some(ScheduledRestart {
+            schedule: "2030-01-01T00:00:00+00:00".into(),
+            at: WallTime(0),
+            postmaster_start_time: None,
+            role: Some("replica".into()),
+            below_version: None,
+            timeout: None,
+            restart_pending: false,
+            raw,
+        });
+        published.leader_until = Some(NOW + Duration::from_secs(1));
+        expect![[r#"{"state": "running", "postmaster_start_time": "2026-07-24 10:00:00.123456+00:00", "role": "primary", "server_version": 160004, "xlog": {"location": 67395656}, "timeline": 5, "pause": true, "cluster_unlocked": true, "failsafe_mode_is_active": true, "dcs_last_seen": 1784887932, "database_system_identifier": "7268616322854375442", "pending_restart": true, "pending_restart_reason": {"max_connections": {"old_value": "100", "new_value": "101"}}, "patroni": {"version": "4.1.4", "scope": "garden", "name": "gd-a"}, "scheduled_restart": {"schedule": "2030-01-01T00:00:00+00:00", "role": "replica"}, "watchdog_failed": true}"#]]
+        .assert_eq(&text(&published));
+    }
+
+    #[test]
+    fn in_a_standby_cluster_the_role_is_the_one_we_remember() {
+        let config = json!({"standby_cluster": {"port": 5432}});
+        let published = standby(config, json!(null), "{}");
+        let leads = Published { role: PgRole::StandbyLeader, ..published.clone() };
+        assert_eq!(shown_role(&published), PgRole::Replica);
+        assert_eq!(shown_role(&leads), PgRole::StandbyLeader);
+    }
+}
