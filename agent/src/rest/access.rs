@@ -4,8 +4,8 @@
 use super::answer::Answer;
 use super::dispatch::Caller;
 use super::routes::Access;
-use crate::config::{RestApiConfig, VerifyClient};
 use crate::config::secret::Secret;
+use crate::config::{RestApiConfig, VerifyClient};
 use base64::Engine as _;
 use hyper::header::{AUTHORIZATION, HeaderMap};
 use proto::dcs::ClusterView;
@@ -90,7 +90,11 @@ impl Allowlist {
             }
         }
         let configured = !config.allowlist.is_empty();
-        Self { networks, configured, include_members: config.allowlist_include_members }
+        Self {
+            networks,
+            configured,
+            include_members: config.allowlist_include_members,
+        }
     }
 
     async fn admits(&self, source: IpAddr, access: Access, view: Option<&ClusterView>) -> bool {
@@ -117,10 +121,16 @@ async fn is_member(source: IpAddr, view: Option<&ClusterView>) -> bool {
     let urls = view.into_iter().flat_map(|view| view.members.values());
     let hosts = urls.filter_map(|member| {
         let url: hyper::Uri = member.record.api_url.as_ref()?.parse().ok()?;
-        Some(url.host()?.trim_start_matches('[').trim_end_matches(']').to_owned())
+        Some(
+            url.host()?
+                .trim_start_matches('[')
+                .trim_end_matches(']')
+                .to_owned(),
+        )
     });
-    let (literal, named): (Vec<_>, Vec<_>) =
-        hosts.map(|host| (host.parse::<IpAddr>().ok(), host)).partition(|(ip, _)| ip.is_some());
+    let (literal, named): (Vec<_>, Vec<_>) = hosts
+        .map(|host| (host.parse::<IpAddr>().ok(), host))
+        .partition(|(ip, _)| ip.is_some());
     if literal.iter().any(|(ip, _)| *ip == Some(source)) {
         return true;
     }
@@ -147,7 +157,10 @@ pub(super) async fn check(
     if !allowlist.admits(caller.address, access, view).await {
         return Err(Answer::text(403, "Access is denied"));
     }
-    let verify = config.tls.as_ref().map_or(VerifyClient::None, |tls| tls.verify_client);
+    let verify = config
+        .tls
+        .as_ref()
+        .map_or(VerifyClient::None, |tls| tls.verify_client);
     if caller.secure && verify != VerifyClient::None && !caller.certificate {
         return Err(Answer::text(403, "client certificate required"));
     }
@@ -158,12 +171,16 @@ pub(super) async fn check(
 }
 
 fn authenticate(headers: &HeaderMap, user: &str, password: &Secret) -> Result<(), Answer> {
-    let refuse = |text| {
-        Err(Answer::text(401, text).with("www-authenticate", "Basic realm=\"Patroni\""))
+    let refuse =
+        |text| Err(Answer::text(401, text).with("www-authenticate", "Basic realm=\"Patroni\""));
+    let Some(given) = headers.get(AUTHORIZATION) else {
+        return refuse("no auth header received");
     };
-    let Some(given) = headers.get(AUTHORIZATION) else { return refuse("no auth header received") };
     let pair = format!("{user}:{}", password.reveal());
-    let wanted = format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair));
+    let wanted = format!(
+        "Basic {}",
+        base64::engine::general_purpose::STANDARD.encode(pair)
+    );
     if same_in_constant_time(given.as_bytes(), wanted.as_bytes()) {
         Ok(())
     } else {
@@ -207,18 +224,37 @@ mod tests {
             ("::/0", "127.0.0.1", false),
         ] {
             let network = Network::parse(network).expect(network);
-            assert_eq!(network.contains(ip(address)), expected, "{network:?} {address}");
+            assert_eq!(
+                network.contains(ip(address)),
+                expected,
+                "{network:?} {address}"
+            );
         }
-        for bad in ["10.0.0.0/33", "10.0.0.0/255.0.255.0", "host", "::/129", "1.2.3/8", ""] {
+        for bad in [
+            "10.0.0.0/33",
+            "10.0.0.0/255.0.255.0",
+            "host",
+            "::/129",
+            "1.2.3/8",
+            "",
+        ] {
             assert_eq!(Network::parse(bad), None, "{bad}");
         }
     }
 
     #[tokio::test]
     async fn a_list_of_nothing_but_errors_lets_nobody_in() {
-        let list = Allowlist { networks: Vec::new(), configured: true, include_members: false };
+        let list = Allowlist {
+            networks: Vec::new(),
+            configured: true,
+            include_members: false,
+        };
         assert!(!list.admits(ip("127.0.0.1"), Access::Checked, None).await);
-        assert!(Allowlist::default().admits(ip("127.0.0.1"), Access::Checked, None).await);
+        assert!(
+            Allowlist::default()
+                .admits(ip("127.0.0.1"), Access::Checked, None)
+                .await
+        );
     }
 
     #[test]

@@ -34,38 +34,64 @@ enum Shape {
 impl Answer {
     /// Only a status.
     pub(super) fn bare(code: u16) -> Self {
-        Self { code, shape: Shape::Bare, header: None }
+        Self {
+            code,
+            shape: Shape::Bare,
+            header: None,
+        }
     }
 
     /// A JSON document.
     pub(super) fn json(code: u16, text: String) -> Self {
-        Self { code, shape: Shape::Json(text), header: None }
+        Self {
+            code,
+            shape: Shape::Json(text),
+            header: None,
+        }
     }
 
     /// The metrics.
     pub(super) fn plain(text: String) -> Self {
-        Self { code: 200, shape: Shape::Plain(text), header: None }
+        Self {
+            code: 200,
+            shape: Shape::Plain(text),
+            header: None,
+        }
     }
 
     /// A sentence.
     pub(super) fn text(code: u16, text: impl Into<String>) -> Self {
-        Self { code, shape: Shape::Text(text.into()), header: None }
+        Self {
+            code,
+            shape: Shape::Text(text.into()),
+            header: None,
+        }
     }
 
     /// The error page of a code, with its usual reason phrase.
     pub(super) fn page(code: u16) -> Self {
-        let reason = StatusCode::from_u16(code).ok().and_then(|c| c.canonical_reason());
+        let reason = StatusCode::from_u16(code)
+            .ok()
+            .and_then(|c| c.canonical_reason());
         Self::page_saying(code, reason.unwrap_or("Error"))
     }
 
     /// An error page with a message of its own.
     pub(super) fn page_saying(code: u16, message: &str) -> Self {
-        Self { code, shape: Shape::Page(message.to_owned()), header: None }
+        Self {
+            code,
+            shape: Shape::Page(message.to_owned()),
+            header: None,
+        }
     }
 
     /// Close the connection without an answer.
     pub(super) fn nothing() -> Self {
-        Self { code: 503, shape: Shape::Nothing, header: None }
+        Self {
+            code: 503,
+            shape: Shape::Nothing,
+            header: None,
+        }
     }
 
     /// The same with one more header.
@@ -104,7 +130,10 @@ fn explanation(code: u16) -> &'static str {
 }
 
 fn page(code: u16, message: &str) -> String {
-    let message = message.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    let message = message
+        .replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;");
     format!(
         "<!DOCTYPE html>\n<html><head><title>Error response</title></head><body>\n\
          <h1>Error response</h1>\n<p>Error code: {code}</p>\n<p>Message: {message}.</p>\n\
@@ -126,9 +155,11 @@ pub(super) fn render(
         Shape::Json(text) => (Some("application/json"), text, true),
         Shape::Plain(text) => (Some("text/plain"), text, true),
         Shape::Text(text) => (Some("text/html"), text, true),
-        Shape::Page(message) => {
-            (Some("text/html;charset=utf-8"), page(answer.code, &message), false)
-        }
+        Shape::Page(message) => (
+            Some("text/html;charset=utf-8"),
+            page(answer.code, &message),
+            false,
+        ),
     };
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() =
@@ -152,9 +183,10 @@ pub(super) fn render(
         let secure_ones = config.https_extra_headers.iter().filter(|_| secure);
         for (name, value) in config.http_extra_headers.iter().chain(secure_ones) {
             // What is no header is left out; the configuration check has named it.
-            if let (Ok(name), Ok(value)) =
-                (HeaderName::try_from(name.as_str()), HeaderValue::from_str(value))
-            {
+            if let (Ok(name), Ok(value)) = (
+                HeaderName::try_from(name.as_str()),
+                HeaderValue::from_str(value),
+            ) {
                 headers.insert(name, value);
             }
         }

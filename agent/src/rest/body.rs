@@ -2,9 +2,9 @@
 
 use super::answer::Answer;
 use http_body_util::{BodyExt, Limited};
+use hyper::Request;
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
-use hyper::Request;
 use serde_json::{Map, Value};
 use std::time::Duration;
 

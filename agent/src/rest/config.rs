@@ -15,15 +15,23 @@ fn stored(document: &Map<String, Value>) -> Op {
 /// Merges into what etcd holds right now, and writes only if nobody else wrote meanwhile.
 pub(super) async fn patch(shared: &Shared, changes: &Map<String, Value>) -> Answer {
     let limit = shared.etcd_limit();
-    let Some(snapshot) = shared.state.etcd.read(limit).await else { return Answer::page(503) };
-    let ConfigRecord::Document { mut document, modified } = ClusterView::read(&snapshot).config
+    let Some(snapshot) = shared.state.etcd.read(limit).await else {
+        return Answer::page(503);
+    };
+    let ConfigRecord::Document {
+        mut document,
+        modified,
+    } = ClusterView::read(&snapshot).config
     else {
         return Answer::page(503);
     };
     if merge(&mut document, changes) {
         let when = vec![Compare::Unchanged(Key::Config, modified)];
         let txn = Txn::when(when, vec![stored(&document)]);
-        if !matches!(shared.state.etcd.commit(&txn, limit).await, TxnOutcome::Committed(_)) {
+        if !matches!(
+            shared.state.etcd.commit(&txn, limit).await,
+            TxnOutcome::Committed(_)
+        ) {
             return Answer::page(409);
         }
         shared.wake();
@@ -34,14 +42,19 @@ pub(super) async fn patch(shared: &Shared, changes: &Map<String, Value>) -> Answ
 /// Replaces the whole document, unless it says the same already. Echoes the request.
 pub(super) async fn put(shared: &Shared, document: &Map<String, Value>) -> Answer {
     let limit = shared.etcd_limit();
-    let Some(snapshot) = shared.state.etcd.read(limit).await else { return Answer::page(502) };
+    let Some(snapshot) = shared.state.etcd.read(limit).await else {
+        return Answer::page(502);
+    };
     let unchanged = match ClusterView::read(&snapshot).config {
         ConfigRecord::Document { document: old, .. } => same_map(&old, document),
         ConfigRecord::Absent | ConfigRecord::Garbled { .. } => false,
     };
     if !unchanged {
         let txn = Txn::always(vec![stored(document)]);
-        if !matches!(shared.state.etcd.commit(&txn, limit).await, TxnOutcome::Committed(_)) {
+        if !matches!(
+            shared.state.etcd.commit(&txn, limit).await,
+            TxnOutcome::Committed(_)
+        ) {
             return Answer::page(502);
         }
     }

@@ -43,12 +43,17 @@ impl Connections {
         use nix::sys::resource::{Resource, getrlimit};
         let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
         let affordable = files.saturating_sub(FILES_RESERVED).max(files / 2);
-        let limit = usize::try_from(affordable).unwrap_or(usize::MAX).clamp(16, CONNECTIONS_MAX);
+        let limit = usize::try_from(affordable)
+            .unwrap_or(usize::MAX)
+            .clamp(16, CONNECTIONS_MAX);
         Self::with_limit(limit)
     }
 
     fn with_limit(limit: usize) -> Self {
-        Self { limit, open: Mutex::default() }
+        Self {
+            limit,
+            open: Mutex::default(),
+        }
     }
 
     /// A place for a new connection, at the cost of the oldest idle one if need be; `None` when all
@@ -57,7 +62,11 @@ impl Connections {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if open.slots.len() >= self.limit {
             let idle = |slot: &Slot| !slot.busy.load(Ordering::Relaxed);
-            let oldest = open.slots.iter().find(|(_, slot)| idle(slot)).map(|(id, _)| *id)?;
+            let oldest = open
+                .slots
+                .iter()
+                .find(|(_, slot)| idle(slot))
+                .map(|(id, _)| *id)?;
             if let Some(slot) = open.slots.remove(&oldest) {
                 slot.close.cancel();
             }
@@ -66,7 +75,11 @@ impl Connections {
         open.next += 1;
         let slot = Arc::new(Slot::default());
         open.slots.insert(id, slot.clone());
-        Some(Place { id, slot, connections: self.clone() })
+        Some(Place {
+            id,
+            slot,
+            connections: self.clone(),
+        })
     }
 }
 
@@ -80,7 +93,11 @@ pub(super) struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut open = self.connections.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self
+            .connections
+            .open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         open.slots.remove(&self.id);
     }
 }

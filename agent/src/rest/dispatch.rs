@@ -41,7 +41,12 @@ pub(super) struct NoAnswer;
 
 impl Shared {
     pub(super) fn new(state: RestState, allowlist: Allowlist) -> Self {
-        let failsafe = state.published.borrow().view.as_ref().and_then(|v| v.failsafe.clone());
+        let failsafe = state
+            .published
+            .borrow()
+            .view
+            .as_ref()
+            .and_then(|v| v.failsafe.clone());
         Self {
             state,
             allowlist: RwLock::new(Arc::new(allowlist)),
@@ -61,7 +66,13 @@ impl Shared {
 
     /// How long one exchange with etcd may take.
     pub(super) fn etcd_limit(&self) -> Duration {
-        self.state.published.borrow().settings.cluster.timing.retry_timeout()
+        self.state
+            .published
+            .borrow()
+            .settings
+            .cluster
+            .timing
+            .retry_timeout()
     }
 
     /// Makes the member loop look at once. When its queue is full it is about to look anyway.
@@ -71,13 +82,19 @@ impl Shared {
 
     /// The last `/failsafe` that was seen.
     pub(super) fn failsafe(&self) -> Option<FailsafeRecord> {
-        self.failsafe.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.failsafe
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Keeps `/failsafe` of a view, for the time when there is none.
     pub(super) fn remember(&self, published: &Published) {
         if let Some(view) = &published.view {
-            let mut kept = self.failsafe.write().unwrap_or_else(PoisonError::into_inner);
+            let mut kept = self
+                .failsafe
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
             if *kept != view.failsafe {
                 kept.clone_from(&view.failsafe);
             }
@@ -86,11 +103,17 @@ impl Shared {
 
     /// Takes over a new allowlist.
     pub(super) fn allow(&self, allowlist: Allowlist) {
-        *self.allowlist.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(allowlist);
+        *self
+            .allowlist
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Arc::new(allowlist);
     }
 
     fn allowlist(&self) -> Arc<Allowlist> {
-        self.allowlist.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.allowlist
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -103,7 +126,13 @@ pub(super) async fn answer(
     let published = shared.published();
     let config = shared.config();
     let answer = decide(shared, &published, &config, caller, request).await;
-    render(answer, &config.restapi, &published.settings.version, caller.secure).ok_or(NoAnswer)
+    render(
+        answer,
+        &config.restapi,
+        &published.settings.version,
+        caller.secure,
+    )
+    .ok_or(NoAnswer)
 }
 
 async fn decide(
@@ -119,15 +148,26 @@ async fn decide(
         let method = request.method();
         if [Method::GET, Method::HEAD, Method::OPTIONS].contains(method) {
             // `OPTIONS *` is about the server, not about a path, and no rule matches it.
-            let path = if request.uri().path() == "*" { "*" } else { &path };
+            let path = if request.uri().path() == "*" {
+                "*"
+            } else {
+                &path
+            };
             return read::health(published, method, path, &query);
         }
         return Answer::page_saying(501, &format!("Unsupported method ('{method}')"));
     };
     let (allowlist, view) = (shared.allowlist(), published.view.as_deref());
     let headers = request.headers();
-    let checked =
-        access::check(&caller, headers, route.access, &allowlist, &config.restapi, view).await;
+    let checked = access::check(
+        &caller,
+        headers,
+        route.access,
+        &allowlist,
+        &config.restapi,
+        view,
+    )
+    .await;
     match checked {
         Err(refusal) => refusal,
         Ok(()) => serve(shared, published, route, &query, request).await,
@@ -163,9 +203,7 @@ async fn serve(
         Endpoint::Metrics => read::metrics_page(shared, published),
         Endpoint::FailsafeMembers => read::failsafe(shared),
         Endpoint::Garden => read::garden(published),
-        Endpoint::OpenApi => {
-            Answer::json(200, openapi::document(env!("CARGO_PKG_VERSION")))
-        }
+        Endpoint::OpenApi => Answer::json(200, openapi::document(env!("CARGO_PKG_VERSION"))),
         Endpoint::PatchConfig => config::patch(shared, &body).await,
         Endpoint::PutConfig => config::put(shared, &body).await,
         Endpoint::Reload => jobs::reload(shared),

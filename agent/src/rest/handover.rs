@@ -25,7 +25,9 @@ pub(super) async fn request(
     body: &Map<String, Value>,
 ) -> Answer {
     let limit = shared.etcd_limit();
-    let Some(snapshot) = shared.state.etcd.read(limit).await else { return Answer::nothing() };
+    let Some(snapshot) = shared.state.etcd.read(limit).await else {
+        return Answer::nothing();
+    };
     let view = ClusterView::read(&snapshot);
     let in_etcd = view.config.document().map(ClusterConfig::parse);
     let config = in_etcd.as_ref().unwrap_or(&published.settings.cluster);
@@ -34,7 +36,9 @@ pub(super) async fn request(
         Err(reply) => return reply.into(),
     };
     if kind == HandoverKind::Failover && request.kind == HandoverKind::Switchover {
-        tracing::warn!("received a failover request with a leader in it, treating it as a switchover");
+        tracing::warn!(
+            "received a failover request with a leader in it, treating it as a switchover"
+        );
     }
     match carry_out(shared, &request, &view, config).await {
         Ok(reply) | Err(reply) => reply.into(),
@@ -53,7 +57,9 @@ async fn carry_out(
     }
     let txn = Txn::always(vec![Op::put(Key::Failover, request.to_value())]);
     let outcome = shared.state.etcd.commit(&txn, shared.etcd_limit()).await;
-    let TxnOutcome::Committed(written) = outcome else { return Err(request.kind.not_written()) };
+    let TxnOutcome::Committed(written) = outcome else {
+        return Err(request.kind.not_written());
+    };
     shared.wake();
     if request.scheduled_at.is_some() {
         return Ok(Reply::new(202, "Switchover scheduled"));
@@ -86,7 +92,9 @@ async fn follow(
 /// `DELETE /switchover`: only a scheduled one, and only while nobody else touches it.
 pub(super) async fn cancel(shared: &Shared) -> Answer {
     let limit = shared.etcd_limit();
-    let Some(snapshot) = shared.state.etcd.read(limit).await else { return Answer::nothing() };
+    let Some(snapshot) = shared.state.etcd.read(limit).await else {
+        return Answer::nothing();
+    };
     let failover = ClusterView::read(&snapshot).failover;
     let Some(scheduled) = failover.filter(|request| request.scheduled_at.is_some()) else {
         return Answer::text(404, "no switchover is scheduled");

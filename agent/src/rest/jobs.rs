@@ -55,7 +55,11 @@ pub(super) async fn restart(
     }
     let default = published.settings.cluster.primary_start_timeout;
     let start = body.timeout.map_or(default, Duration::from_secs);
-    let limit = if body.schedule.is_some() { LOOP_LIMIT } else { start + RESTART_EXTRA };
+    let limit = if body.schedule.is_some() {
+        LOOP_LIMIT
+    } else {
+        start + RESTART_EXTRA
+    };
     let reply = ask_loop(shared, |reply| RestRequest::Restart { body, reply }, limit).await;
     answer_or(reply, 503, "postgres is still starting")
 }
@@ -66,7 +70,11 @@ pub(super) async fn cancel_restart(shared: &Shared, published: &Published) -> An
         return Answer::text(404, "no restarts are scheduled");
     }
     let request = |reply| RestRequest::CancelScheduledRestart { reply };
-    answer_or(ask_loop(shared, request, LOOP_LIMIT).await, 503, "the agent is busy")
+    answer_or(
+        ask_loop(shared, request, LOOP_LIMIT).await,
+        503,
+        "the agent is busy",
+    )
 }
 
 /// `POST /reinitialize`.
@@ -80,8 +88,16 @@ pub(super) async fn reinitialize(
         return reply.into();
     }
     let ReinitBody { force, from_leader } = body;
-    let request = |reply| RestRequest::Reinitialize { force, from_leader, reply };
-    answer_or(ask_loop(shared, request, LOOP_LIMIT).await, 503, "the agent is busy")
+    let request = |reply| RestRequest::Reinitialize {
+        force,
+        from_leader,
+        reply,
+    };
+    answer_or(
+        ask_loop(shared, request, LOOP_LIMIT).await,
+        503,
+        "the agent is busy",
+    )
 }
 
 /// `POST /reload`.
@@ -98,7 +114,9 @@ pub(super) async fn failsafe(
     published: &Published,
     body: &Map<String, Value>,
 ) -> Answer {
-    let Some(caller) = failsafe_caller(body, clock::now()) else { return Answer::page(400) };
+    let Some(caller) = failsafe_caller(body, clock::now()) else {
+        return Answer::page(400);
+    };
     if let Some(reply) = failsafe_obstacle(published) {
         return reply.into();
     }

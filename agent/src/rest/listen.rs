@@ -103,10 +103,19 @@ pub async fn serve(state: RestState) -> Result<RestHandle, RestError> {
     let config = state.config.borrow().clone();
     let (tls, current_tls) = watch::channel(load_tls(&config.restapi).await?);
     let listeners = bind(&config.restapi).await?;
-    let addresses = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
-    let shared = Arc::new(Shared::new(state, Allowlist::resolve(&config.restapi).await));
-    let (stop, kill, tasks) =
-        (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+    let addresses = listeners
+        .iter()
+        .filter_map(|l| l.local_addr().ok())
+        .collect();
+    let shared = Arc::new(Shared::new(
+        state,
+        Allowlist::resolve(&config.restapi).await,
+    ));
+    let (stop, kill, tasks) = (
+        CancellationToken::new(),
+        CancellationToken::new(),
+        TaskTracker::new(),
+    );
     let door = Door {
         shared: shared.clone(),
         connections: Arc::new(Connections::new()),
@@ -117,7 +126,12 @@ pub async fn serve(state: RestState) -> Result<RestHandle, RestError> {
     };
     tasks.spawn(remember_failsafe(shared, stop.clone()));
     tasks.spawn(supervise(door, listeners, tls, config));
-    Ok(RestHandle { addresses, stop, kill, tasks })
+    Ok(RestHandle {
+        addresses,
+        stop,
+        kill,
+        tasks,
+    })
 }
 
 /// The address to bind; `None` for all addresses.
@@ -130,13 +144,23 @@ fn wanted_host(config: &RestApiConfig) -> Option<&str> {
 
 async fn bind(config: &RestApiConfig) -> Result<Vec<TcpListener>, RestError> {
     let port = config.listen_port;
-    let failed = |source| RestError::Bind { host: config.listen_host.clone(), port, source };
+    let failed = |source| RestError::Bind {
+        host: config.listen_host.clone(),
+        port,
+        source,
+    };
     let backlog = config.request_queue_size.max(BACKLOG_MIN);
     let Some(host) = wanted_host(config) else {
         // One socket for both protocols; a kernel without IPv6 gets one for IPv4.
-        let both = listen(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port), backlog);
+        let both = listen(
+            SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port),
+            backlog,
+        );
         let listener = both.or_else(|_| {
-            listen(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port), backlog)
+            listen(
+                SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port),
+                backlog,
+            )
         });
         return Ok(vec![listener.map_err(failed)?]);
     };
@@ -158,7 +182,11 @@ async fn bind(config: &RestApiConfig) -> Result<Vec<TcpListener>, RestError> {
             Err(err) => problem = err,
         }
     }
-    if listeners.is_empty() { Err(failed(problem)) } else { Ok(listeners) }
+    if listeners.is_empty() {
+        Err(failed(problem))
+    } else {
+        Ok(listeners)
+    }
 }
 
 fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
@@ -172,11 +200,15 @@ fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
 }
 
 async fn load_tls(config: &RestApiConfig) -> Result<Option<Arc<ServerConfig>>, TlsError> {
-    let Some(tls) = config.tls.clone() else { return Ok(None) };
+    let Some(tls) = config.tls.clone() else {
+        return Ok(None);
+    };
     warn_about(&tls);
     // Reading files and running openssl for an encrypted key may block.
     let loaded = tokio::task::spawn_blocking(move || server_config(&tls)).await;
-    loaded.unwrap_or_else(|_| Err(rustls::Error::General("loading was cancelled".into()).into())).map(Some)
+    loaded
+        .unwrap_or_else(|_| Err(rustls::Error::General("loading was cancelled".into()).into()))
+        .map(Some)
 }
 
 fn warn_about(tls: &ServerTls) {
@@ -269,7 +301,12 @@ async fn accept(door: Door, listener: TcpListener) {
     loop {
         match listener.accept().await {
             Ok((stream, address)) => match door.connections.enter() {
-                Some(place) => drop(door.tasks.spawn(connection(door.clone(), stream, address, place))),
+                Some(place) => {
+                    drop(
+                        door.tasks
+                            .spawn(connection(door.clone(), stream, address, place)),
+                    )
+                }
                 None => tracing::warn!("REST: too many requests at once, refused {address}"),
             },
             Err(err) => {
@@ -296,7 +333,11 @@ async fn connection(door: Door, stream: TcpStream, address: SocketAddr, place: P
     let address = address.ip().to_canonical();
     let tls = door.tls.borrow().clone();
     let Some(config) = tls else {
-        let caller = Caller { address, secure: false, certificate: false };
+        let caller = Caller {
+            address,
+            secure: false,
+            certificate: false,
+        };
         return converse(door, stream, caller, place).await;
     };
     let handshake = TlsAcceptor::from(config).accept(stream);
@@ -310,7 +351,17 @@ async fn connection(door: Door, stream: TcpStream, address: SocketAddr, place: P
         },
     };
     let certificate = stream.get_ref().1.peer_certificates().is_some();
-    converse(door, stream, Caller { address, secure: true, certificate }, place).await;
+    converse(
+        door,
+        stream,
+        Caller {
+            address,
+            secure: true,
+            certificate,
+        },
+        place,
+    )
+    .await;
 }
 
 /// Serves one connection until the client has had enough, takes too long, or has to make room.

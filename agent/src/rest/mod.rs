@@ -29,7 +29,7 @@ mod routes;
 mod store;
 
 pub use listen::{RestError, RestHandle, serve};
-pub use store::Store;
+pub use store::{Store, StoreFuture};
 
 use crate::config::AgentConfig;
 use crate::peers::Peers;

@@ -6,10 +6,19 @@ use serde_json::{Map, Value, json};
 
 /// The health checks, which have no rows in the table: any path is one.
 const HEALTH_PATHS: &[(&str, &str)] = &[
-    ("/", "Whether this member is the primary that holds the lock; the same as /primary."),
-    ("/primary", "Whether this member is the primary that holds the lock."),
+    (
+        "/",
+        "Whether this member is the primary that holds the lock; the same as /primary.",
+    ),
+    (
+        "/primary",
+        "Whether this member is the primary that holds the lock.",
+    ),
     ("/leader", "Whether this member holds the lock."),
-    ("/standby-leader", "Whether this member leads a standby cluster."),
+    (
+        "/standby-leader",
+        "Whether this member leads a standby cluster.",
+    ),
     ("/replica", "Whether this member is a running replica."),
     ("/read-only", "Whether this member can serve reads."),
     ("/sync", "Whether this member is a synchronous standby."),
@@ -25,7 +34,10 @@ pub(super) fn document(version: &str) -> String {
     let mut paths = Map::new();
     for (path, summary) in HEALTH_PATHS {
         let check = json!({"summary": summary, "responses": responses(&[200, 503])});
-        paths.insert((*path).into(), json!({"get": check, "head": check, "options": check}));
+        paths.insert(
+            (*path).into(),
+            json!({"get": check, "head": check, "options": check}),
+        );
     }
     for route in ROUTES {
         let path = format!("/{}", route.segment);
@@ -63,8 +75,13 @@ fn operation(route: &Route) -> Value {
 
 fn responses(codes: &[u16]) -> Value {
     let describe = |code: &u16| {
-        let reason = hyper::StatusCode::from_u16(*code).ok().and_then(|c| c.canonical_reason());
-        (code.to_string(), json!({"description": reason.unwrap_or_default()}))
+        let reason = hyper::StatusCode::from_u16(*code)
+            .ok()
+            .and_then(|c| c.canonical_reason());
+        (
+            code.to_string(),
+            json!({"description": reason.unwrap_or_default()}),
+        )
     };
     Value::Object(codes.iter().map(describe).collect())
 }

@@ -14,7 +14,11 @@ use serde_json::{Map, Value, json};
 
 /// A health check: the status line alone for `HEAD` and `OPTIONS`, the status document for `GET`.
 pub(super) fn health(published: &Published, method: &Method, path: &str, query: &Query) -> Answer {
-    let code = if verdict(published, path, query, clock::now()) { 200 } else { 503 };
+    let code = if verdict(published, path, query, clock::now()) {
+        200
+    } else {
+        503
+    };
     if method == Method::GET {
         Answer::json(code, to_text(&status_document(published)))
     } else {
@@ -29,20 +33,33 @@ pub(super) fn status(published: &Published) -> Answer {
 
 /// `GET /liveness`.
 pub(super) fn liveness(published: &Published) -> Answer {
-    Answer::bare(if alive(published, clock::now()) { 200 } else { 503 })
+    Answer::bare(if alive(published, clock::now()) {
+        200
+    } else {
+        503
+    })
 }
 
 /// `GET /readiness`.
 pub(super) fn readiness(published: &Published, query: &Query) -> Answer {
-    Answer::bare(if ready(published, query, clock::now()) { 200 } else { 503 })
+    Answer::bare(if ready(published, query, clock::now()) {
+        200
+    } else {
+        503
+    })
 }
 
 /// `GET /cluster`. Without a view there is nothing that would not be a guess.
 pub(super) fn cluster(published: &Published) -> Answer {
-    let Some(view) = published.view.as_deref() else { return Answer::page(503) };
+    let Some(view) = published.view.as_deref() else {
+        return Answer::page(503);
+    };
     let in_etcd = view.config.document().map(ClusterConfig::parse);
     let config = in_etcd.as_ref().unwrap_or(&published.settings.cluster);
-    Answer::json(200, to_text(&cluster_document(view, config, &published.settings.scope)))
+    Answer::json(
+        200,
+        to_text(&cluster_document(view, config, &published.settings.scope)),
+    )
 }
 
 /// `GET /history`.
@@ -73,7 +90,9 @@ pub(super) fn failsafe(shared: &Shared) -> Answer {
 /// `GET /metrics`.
 pub(super) fn metrics_page(shared: &Shared, published: &Published) -> Answer {
     let me = &published.settings.me;
-    let listed = shared.failsafe().is_some_and(|record| record.members.contains_key(me));
+    let listed = shared
+        .failsafe()
+        .is_some_and(|record| record.members.contains_key(me));
     Answer::plain(metrics::page(published, listed, clock::now()))
 }
 

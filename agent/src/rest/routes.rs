@@ -69,7 +69,15 @@ const fn route(
     codes: &'static [u16],
     summary: &'static str,
 ) -> Route {
-    Route { method, segment, endpoint, access, body, summary, codes }
+    Route {
+        method,
+        segment,
+        endpoint,
+        access,
+        body,
+        summary,
+        codes,
+    }
 }
 
 use Access::{Checked, CheckedWithoutMembers, Open};
@@ -106,7 +114,9 @@ pub(super) const ROUTES: &[Route] = &[
 /// The row of a request; `None` when it has no handler of its own.
 pub(super) fn find(method: &Method, path: &str) -> Option<&'static Route> {
     let segment = path.trim_start_matches('/').split('/').next()?;
-    ROUTES.iter().find(|route| route.segment == segment && route.method == method.as_str())
+    ROUTES
+        .iter()
+        .find(|route| route.segment == segment && route.method == method.as_str())
 }
 
 #[cfg(test)]
@@ -116,9 +126,18 @@ mod tests {
     #[test]
     fn the_first_segment_decides() {
         let endpoint = |method, path| find(&method, path).map(|route| route.endpoint);
-        assert_eq!(endpoint(Method::GET, "/patroni/x/y"), Some(Endpoint::Status));
-        assert_eq!(endpoint(Method::GET, "/config/ttl"), Some(Endpoint::ShowConfig));
-        assert_eq!(endpoint(Method::PATCH, "/config"), Some(Endpoint::PatchConfig));
+        assert_eq!(
+            endpoint(Method::GET, "/patroni/x/y"),
+            Some(Endpoint::Status)
+        );
+        assert_eq!(
+            endpoint(Method::GET, "/config/ttl"),
+            Some(Endpoint::ShowConfig)
+        );
+        assert_eq!(
+            endpoint(Method::PATCH, "/config"),
+            Some(Endpoint::PatchConfig)
+        );
         assert_eq!(endpoint(Method::HEAD, "/patroni"), None);
         assert_eq!(endpoint(Method::POST, "/"), None);
         assert_eq!(endpoint(Method::PUT, "/patroni"), None);
@@ -128,8 +147,17 @@ mod tests {
 
     #[test]
     fn everything_that_changes_something_is_checked() {
-        for route in ROUTES.iter().filter(|route| route.method != "GET" && route.segment != "mpp") {
-            assert_ne!(route.access, Access::Open, "{} /{}", route.method, route.segment);
+        for route in ROUTES
+            .iter()
+            .filter(|route| route.method != "GET" && route.segment != "mpp")
+        {
+            assert_ne!(
+                route.access,
+                Access::Open,
+                "{} /{}",
+                route.method,
+                route.segment
+            );
         }
     }
 }

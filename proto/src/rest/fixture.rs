@@ -105,8 +105,11 @@ pub(super) fn leader() -> Published {
         sync_priority: 1,
         ..WalSender::default()
     };
-    let sample =
-        SqlSample { flush_lsn: Lsn(67_395_656), wal_senders: vec![sender], ..sample() };
+    let sample = SqlSample {
+        flush_lsn: Lsn(67_395_656),
+        wal_senders: vec![sender],
+        ..sample()
+    };
     with_sample(&mut published, sample);
     published
 }

@@ -247,7 +247,11 @@ mod tests {
 
     fn check(published: &Published, target: &str) -> u16 {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        if verdict(published, path, &Query::parse(query), NOW) { 200 } else { 503 }
+        if verdict(published, path, &Query::parse(query), NOW) {
+            200
+        } else {
+            503
+        }
     }
 
     fn promoting() -> Published {
@@ -265,12 +269,18 @@ mod tests {
     }
 
     fn without_lock() -> Published {
-        Published { leader_until: Some(NOW), ..leader() }
+        Published {
+            leader_until: Some(NOW),
+            ..leader()
+        }
     }
 
     fn down(mut published: Published, state: PgState, sql: Sql) -> Published {
         published.state = state;
-        published.postgres = Arc::new(LocalPostgres { sql, ..LocalPostgres::default() });
+        published.postgres = Arc::new(LocalPostgres {
+            sql,
+            ..LocalPostgres::default()
+        });
         published
     }
 
@@ -292,18 +302,38 @@ mod tests {
             const Y: bool = true;
             const N: bool = false;
             [
-                (&["/", "/primary", "/master", "/read-write", "/foo/primary"], [Y, Y, N, N, N, N, N, N]),
+                (
+                    &["/", "/primary", "/master", "/read-write", "/foo/primary"],
+                    [Y, Y, N, N, N, N, N, N],
+                ),
                 (&["/leader", "/x-leader-y"], [Y, Y, Y, N, N, N, N, N]),
-                (&["/standby-leader", "/standby_leader"], [N, N, Y, N, N, N, N, N]),
+                (
+                    &["/standby-leader", "/standby_leader"],
+                    [N, N, Y, N, N, N, N, N],
+                ),
                 (&["/replica", "/replica/"], [N, Y, N, Y, Y, Y, N, N]),
                 (&["/read-only"], [Y, Y, Y, Y, Y, Y, N, N]),
                 (&["/sync", "/synchronous"], [N, N, N, N, Y, N, N, N]),
                 (&["/async", "/asynchronous"], [N, Y, N, Y, N, N, N, N]),
                 (&["/quorum"], [N, N, N, N, N, Y, N, N]),
-                (&["/read-only-sync", "/read-only-synchronous"], [Y, Y, Y, N, Y, N, N, N]),
+                (
+                    &["/read-only-sync", "/read-only-synchronous"],
+                    [Y, Y, Y, N, Y, N, N, N],
+                ),
                 (&["/read-only-quorum"], [Y, Y, Y, N, N, Y, N, N]),
                 (&["/health", "/healthz"], [Y, Y, Y, Y, Y, Y, Y, Y]),
-                (&["/sync/", "/quorum/", "/REPLICA", "/liveness", "/patroni", "*", "/x"], [N; 8]),
+                (
+                    &[
+                        "/sync/",
+                        "/quorum/",
+                        "/REPLICA",
+                        "/liveness",
+                        "/patroni",
+                        "*",
+                        "/x",
+                    ],
+                    [N; 8],
+                ),
             ]
         };
         for (paths, expected) in rows {
@@ -316,7 +346,11 @@ mod tests {
         }
         let ready_row = [true, true, true, true, true, true, true, false];
         for (column, (member, expected)) in members.iter().zip(ready_row).enumerate() {
-            assert_eq!(ready(member, &Query::default(), NOW), expected, "column {column}");
+            assert_eq!(
+                ready(member, &Query::default(), NOW),
+                expected,
+                "column {column}"
+            );
             assert!(alive(member, NOW), "column {column}");
         }
     }
@@ -331,7 +365,12 @@ mod tests {
 
     #[test]
     fn primary_does_not_look_at_postgres() {
-        for state in [PgState::Starting, PgState::Crashed, PgState::Stopping, PgState::Running] {
+        for state in [
+            PgState::Starting,
+            PgState::Crashed,
+            PgState::Stopping,
+            PgState::Running,
+        ] {
             for sql in [Sql::None, Sql::Refused, Sql::Silent] {
                 let published = down(leader(), state, sql);
                 assert_eq!(check(&published, "/primary"), 200, "{state}");
@@ -342,8 +381,18 @@ mod tests {
 
     #[test]
     fn a_leader_that_is_held_back_takes_no_clients() {
-        let published = Published { hold_back: Some("no quorum".into()), ..leader() };
-        for path in ["/", "/primary", "/leader", "/read-write", "/read-only", "/read-only-sync"] {
+        let published = Published {
+            hold_back: Some("no quorum".into()),
+            ..leader()
+        };
+        for path in [
+            "/",
+            "/primary",
+            "/leader",
+            "/read-write",
+            "/read-only",
+            "/read-only-sync",
+        ] {
             assert_eq!(check(&published, path), 503, "{path}");
         }
         assert!(!ready(&published, &Query::default(), NOW));
@@ -357,23 +406,54 @@ mod tests {
         for path in ["/replica", "/read-only", "/health"] {
             assert_eq!(check(&blind, path), 200, "{path}");
         }
-        for path in ["/sync", "/async", "/quorum", "/read-only-sync", "/read-only-quorum"] {
+        for path in [
+            "/sync",
+            "/async",
+            "/quorum",
+            "/read-only-sync",
+            "/read-only-quorum",
+        ] {
             assert_eq!(check(&blind, path), 503, "{path}");
-            let leads = Published { view: None, ..leader() };
+            let leads = Published {
+                view: None,
+                ..leader()
+            };
             assert_eq!(check(&leads, path), 503, "{path}");
         }
         let late = NOW + Duration::from_secs(30);
-        assert!(!verdict(&replica(), "/async", &Query::default(), late), "the view is too old");
+        assert!(
+            !verdict(&replica(), "/async", &Query::default(), late),
+            "the view is too old"
+        );
     }
 
     #[test]
     fn in_pause_without_a_view_the_role_decides() {
-        let paused = Published { view: None, paused: true, leader_until: None, ..leader() };
-        assert_eq!((check(&paused, "/primary"), check(&paused, "/leader")), (200, 200));
-        let with_view = Published { paused: true, leader_until: None, ..leader() };
+        let paused = Published {
+            view: None,
+            paused: true,
+            leader_until: None,
+            ..leader()
+        };
+        assert_eq!(
+            (check(&paused, "/primary"), check(&paused, "/leader")),
+            (200, 200)
+        );
+        let with_view = Published {
+            paused: true,
+            leader_until: None,
+            ..leader()
+        };
         assert_eq!(check(&with_view, "/primary"), 503);
-        let other = Published { view: None, paused: true, ..replica() };
-        assert_eq!((check(&other, "/primary"), check(&other, "/replica")), (503, 200));
+        let other = Published {
+            view: None,
+            paused: true,
+            ..replica()
+        };
+        assert_eq!(
+            (check(&other, "/primary"), check(&other, "/replica")),
+            (503, 200)
+        );
     }
 
     #[test]
@@ -391,14 +471,37 @@ mod tests {
             ("lag=1%20MB", 200),
             ("lag=0+B", 503),
         ] {
-            assert_eq!(check(&replica(), &format!("/replica?{query}")), code, "{query}");
-            assert_eq!(check(&replica(), &format!("/read-only?{query}")), code, "{query}");
-            assert_eq!(check(&replica(), &format!("/async?{query}")), code, "{query}");
+            assert_eq!(
+                check(&replica(), &format!("/replica?{query}")),
+                code,
+                "{query}"
+            );
+            assert_eq!(
+                check(&replica(), &format!("/read-only?{query}")),
+                code,
+                "{query}"
+            );
+            assert_eq!(
+                check(&replica(), &format!("/async?{query}")),
+                code,
+                "{query}"
+            );
         }
-        let mut unknown = Published { view: None, ..replica() };
+        let mut unknown = Published {
+            view: None,
+            ..replica()
+        };
         edit_sample(&mut unknown, |s| s.receiver = None);
-        assert_eq!(check(&unknown, "/replica?lag=0"), 200, "an unknown position lags behind nobody");
-        assert_eq!(check(&leader(), "/read-only?lag=0"), 200, "a leader does not lag");
+        assert_eq!(
+            check(&unknown, "/replica?lag=0"),
+            200,
+            "an unknown position lags behind nobody"
+        );
+        assert_eq!(
+            check(&leader(), "/read-only?lag=0"),
+            200,
+            "a leader does not lag"
+        );
     }
 
     #[test]
@@ -414,8 +517,16 @@ mod tests {
             ("replication_state=in%20archive%20recovery", 503, 200),
             ("replication_state=", 200, 200),
         ] {
-            assert_eq!(check(&replica(), &format!("/replica?{query}")), streaming, "{query}");
-            assert_eq!(check(&archive, &format!("/replica?{query}")), archived, "{query}");
+            assert_eq!(
+                check(&replica(), &format!("/replica?{query}")),
+                streaming,
+                "{query}"
+            );
+            assert_eq!(
+                check(&archive, &format!("/replica?{query}")),
+                archived,
+                "{query}"
+            );
         }
     }
 
@@ -434,7 +545,11 @@ mod tests {
             ("tag_noloadbalance=false", 503),
             ("other=1", 200),
         ] {
-            assert_eq!(check(&tagged, &format!("/replica?{query}")), code, "{query}");
+            assert_eq!(
+                check(&tagged, &format!("/replica?{query}")),
+                code,
+                "{query}"
+            );
             assert_eq!(check(&tagged, &format!("/health?{query}")), code, "{query}");
         }
         assert_eq!(check(&leader(), "/primary?tag_dc=x"), 200);
@@ -444,14 +559,21 @@ mod tests {
     #[test]
     fn liveness_follows_the_loop() {
         // The next cycle is due in 5 s, ttl is 30 s.
-        let after = |published: &Published, seconds| alive(published, NOW + Duration::from_secs(seconds));
+        let after =
+            |published: &Published, seconds| alive(published, NOW + Duration::from_secs(seconds));
         assert!(after(&leader(), 34));
         assert!(!after(&leader(), 35));
         assert!(after(&replica(), 64));
         assert!(!after(&replica(), 65));
         let crashed = down(leader(), PgState::Crashed, Sql::None);
-        assert!(after(&crashed, 64), "without a postmaster there is more time");
-        let paused = Published { paused: true, ..leader() };
+        assert!(
+            after(&crashed, 64),
+            "without a postmaster there is more time"
+        );
+        let paused = Published {
+            paused: true,
+            ..leader()
+        };
         assert!(after(&paused, 1_000_000));
     }
 
@@ -460,19 +582,36 @@ mod tests {
         let is_ready = |p: &Published, q: &str| ready(p, &Query::parse(q), NOW);
         assert!(is_ready(&replica(), ""));
         assert!(!is_ready(&replica(), "lag=95"));
-        assert!(is_ready(&replica(), "lag=95&mode=write"), "received is further than replayed");
+        assert!(
+            is_ready(&replica(), "lag=95&mode=write"),
+            "received is further than replayed"
+        );
         assert!(is_ready(&replica(), "lag=bad"), "the default limit");
         let mut archive = replica();
         edit_sample(&mut archive, |s| s.receiver = None);
         assert!(!is_ready(&archive, ""));
-        let starting = Published { state: PgState::Starting, ..replica() };
+        let starting = Published {
+            state: PgState::Starting,
+            ..replica()
+        };
         assert!(!is_ready(&starting, ""));
-        let mut blind = Published { view: None, ..replica() };
+        let mut blind = Published {
+            view: None,
+            ..replica()
+        };
         edit_sample(&mut blind, |s| {
-            s.receiver.iter_mut().for_each(|r| r.latest_end_lsn = Lsn::NONE);
+            s.receiver
+                .iter_mut()
+                .for_each(|r| r.latest_end_lsn = Lsn::NONE);
         });
         assert!(!is_ready(&blind, ""));
-        assert!(is_ready(&Published { failsafe_active: true, ..blind }, ""));
+        assert!(is_ready(
+            &Published {
+                failsafe_active: true,
+                ..blind
+            },
+            ""
+        ));
     }
 
     #[test]

@@ -299,7 +299,9 @@ mod tests {
     use super::*;
 
     fn value(page: &str, name: &str) -> Option<String> {
-        let line = page.lines().find(|line| line.starts_with(&format!("{name}{{")))?;
+        let line = page
+            .lines()
+            .find(|line| line.starts_with(&format!("{name}{{")))?;
         line.rsplit_once(' ').map(|(_, value)| value.to_owned())
     }
 
@@ -322,7 +324,11 @@ mod tests {
             .collect();
         assert_eq!(samples, expected.split_whitespace().collect::<Vec<_>>());
         for name in samples {
-            let kind = if name.ends_with("_location") { "counter" } else { "gauge" };
+            let kind = if name.ends_with("_location") {
+                "counter"
+            } else {
+                "gauge"
+            };
             assert!(page.contains(&format!("# HELP {name} ")), "{name}");
             assert!(page.contains(&format!("# TYPE {name} {kind}\n")), "{name}");
         }
@@ -350,8 +356,14 @@ mod tests {
         }
         assert!(leading.contains("patroni_primary{scope=\"garden\",name=\"gd-a\"} 1\n"));
         let following = page(&replica(), false, NOW);
-        assert_eq!(value(&following, "patroni_postgres_streaming").as_deref(), Some("1"));
-        assert_eq!(value(&following, "patroni_xlog_replayed_location").as_deref(), Some("67419648"));
+        assert_eq!(
+            value(&following, "patroni_postgres_streaming").as_deref(),
+            Some("1")
+        );
+        assert_eq!(
+            value(&following, "patroni_xlog_replayed_location").as_deref(),
+            Some("67419648")
+        );
     }
 
     #[test]
@@ -360,7 +372,13 @@ mod tests {
         published.postgres = std::sync::Arc::default();
         let page = page(&published, false, NOW);
         assert_eq!(value(&page, "patroni_postgres_streaming"), None);
-        assert_eq!(value(&page, "patroni_postgres_state").as_deref(), Some("-1"));
-        assert_eq!(value(&page, "patroni_postmaster_start_time").as_deref(), Some("0"));
+        assert_eq!(
+            value(&page, "patroni_postgres_state").as_deref(),
+            Some("-1")
+        );
+        assert_eq!(
+            value(&page, "patroni_postmaster_start_time").as_deref(),
+            Some("0")
+        );
     }
 }

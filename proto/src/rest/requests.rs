@@ -291,12 +291,28 @@ mod tests {
             (json!({"role": "master"}), 400, role.to_owned()),
             (json!({"role": 1}), 400, role.to_owned()),
             (json!({"timeout": 0}), 400, timeout.to_owned()),
-            (json!({"timeout": "10 parsecs", "role": "x"}), 400, timeout.to_owned()),
+            (
+                json!({"timeout": "10 parsecs", "role": "x"}),
+                400,
+                timeout.to_owned(),
+            ),
             (json!({"postgres_version": "16"}), 400, format!("{form}16")),
             (json!({"postgres_version": 16}), 400, format!("{form}16")),
-            (json!({"postgres_version": "1.2.3.4"}), 400, format!("{form}1.2.3.4")),
-            (json!({"postgres_version": "x.y"}), 400, "Invalid PostgreSQL version: x.y".into()),
-            (json!({"foo": 1}), 400, "Unknown filter for the scheduled restart: foo".into()),
+            (
+                json!({"postgres_version": "1.2.3.4"}),
+                400,
+                format!("{form}1.2.3.4"),
+            ),
+            (
+                json!({"postgres_version": "x.y"}),
+                400,
+                "Invalid PostgreSQL version: x.y".into(),
+            ),
+            (
+                json!({"foo": 1}),
+                400,
+                "Unknown filter for the scheduled restart: foo".into(),
+            ),
             (json!({"schedule": "soon"}), 422, stamp.to_owned()),
             (json!({"schedule": ""}), 422, stamp.to_owned()),
             (json!({"schedule": null}), 422, stamp.to_owned()),
@@ -320,8 +336,14 @@ mod tests {
         let body = json!({"schedule": "2030-01-01 00:00:00Z", "role": "replica",
             "postgres_version": "9.6.3", "timeout": "5min", "restart_pending": false});
         let read = parse(body).expect("valid");
-        assert_eq!(read.schedule.as_ref().map(|s| s.0.as_str()), Some("2030-01-01T00:00:00+00:00"));
-        assert_eq!(read.raw.get("schedule"), Some(&json!("2030-01-01T00:00:00+00:00")));
+        assert_eq!(
+            read.schedule.as_ref().map(|s| s.0.as_str()),
+            Some("2030-01-01T00:00:00+00:00")
+        );
+        assert_eq!(
+            read.raw.get("schedule"),
+            Some(&json!("2030-01-01T00:00:00+00:00"))
+        );
         assert_eq!(read.below_version, Some(90_603));
         assert_eq!(read.timeout, Some(300));
         assert!(read.restart_pending, "its presence counts");
@@ -333,42 +355,73 @@ mod tests {
     #[test]
     fn filters_are_compared_with_this_member() {
         let not_met = Some(Reply::new(503, "restart conditions are not satisfied"));
-        let obstacle = |body: Value, published: &Published| {
-            parse(body).expect("valid").obstacle(published)
-        };
+        let obstacle =
+            |body: Value, published: &Published| parse(body).expect("valid").obstacle(published);
         assert_eq!(obstacle(json!({}), &leader()), None);
         assert_eq!(obstacle(json!({"role": "primary"}), &leader()), None);
         assert_eq!(obstacle(json!({"role": "replica"}), &leader()), not_met);
-        assert_eq!(obstacle(json!({"postgres_version": "16.5"}), &leader()), None);
-        assert_eq!(obstacle(json!({"postgres_version": "16.4"}), &leader()), not_met);
-        assert_eq!(obstacle(json!({"restart_pending": true}), &leader()), not_met);
+        assert_eq!(
+            obstacle(json!({"postgres_version": "16.5"}), &leader()),
+            None
+        );
+        assert_eq!(
+            obstacle(json!({"postgres_version": "16.4"}), &leader()),
+            not_met
+        );
+        assert_eq!(
+            obstacle(json!({"restart_pending": true}), &leader()),
+            not_met
+        );
         let mut pending = leader();
         edit_sample(&mut pending, |s| {
-            s.pending_restart.insert("x".into(), ("1".into(), "2".into()));
+            s.pending_restart
+                .insert("x".into(), ("1".into(), "2".into()));
         });
         assert_eq!(obstacle(json!({"restart_pending": true}), &pending), None);
-        let busy = Published { job: Some("promote".into()), ..leader() };
+        let busy = Published {
+            job: Some("promote".into()),
+            ..leader()
+        };
         assert_eq!(
             obstacle(json!({}), &busy),
             Some(Reply::new(503, "promote already in progress"))
         );
         let later = json!({"schedule": "2030-01-01T00:00Z", "role": "replica"});
-        assert_eq!(obstacle(later, &busy), None, "filters and jobs matter when the time has come");
+        assert_eq!(
+            obstacle(later, &busy),
+            None,
+            "filters and jobs matter when the time has come"
+        );
     }
 
     #[test]
     fn a_leader_is_not_thrown_away() {
         let force = ReinitBody::parse(&object(json!({"force": "YES", "from_leader": 1})));
-        assert_eq!(force, ReinitBody { force: true, from_leader: true });
+        assert_eq!(
+            force,
+            ReinitBody {
+                force: true,
+                from_leader: true
+            }
+        );
         let obstacle = |p: &Published| force.obstacle(p).map(|reply| reply.text);
-        assert_eq!(obstacle(&leader()).as_deref(), Some("I am the leader, can not reinitialize"));
+        assert_eq!(
+            obstacle(&leader()).as_deref(),
+            Some("I am the leader, can not reinitialize")
+        );
         assert_eq!(obstacle(&replica()), None);
-        let blind = Published { view: None, ..replica() };
+        let blind = Published {
+            view: None,
+            ..replica()
+        };
         assert_eq!(
             obstacle(&blind).as_deref(),
             Some("Cluster has no leader, can not reinitialize")
         );
-        let busy = Published { job: Some("bootstrap".into()), ..replica() };
+        let busy = Published {
+            job: Some("bootstrap".into()),
+            ..replica()
+        };
         assert_eq!(obstacle(&busy), None);
         assert_eq!(
             ReinitBody::default().obstacle(&busy),
@@ -378,13 +431,20 @@ mod tests {
 
     #[test]
     fn failsafe_needs_a_caller_and_no_primary_here() {
-        let body = json!({"name": "gd-b", "conn_url": "c", "api_url": "a", "slots": {"s": 5, "t": "x"}});
+        let body =
+            json!({"name": "gd-b", "conn_url": "c", "api_url": "a", "slots": {"s": 5, "t": "x"}});
         let caller = failsafe_caller(&object(body), NOW).expect("complete");
         assert_eq!((caller.name, caller.slots.len()), ("gd-b".into(), 1));
         assert_eq!(failsafe_caller(&object(json!({"name": "x"})), NOW), None);
-        assert_eq!(failsafe_obstacle(&leader()), Some(Reply::new(500, "Running as a leader")));
+        assert_eq!(
+            failsafe_obstacle(&leader()),
+            Some(Reply::new(500, "Running as a leader"))
+        );
         assert_eq!(failsafe_obstacle(&replica()), None);
-        let dead = Published { postgres: Arc::default(), ..leader() };
+        let dead = Published {
+            postgres: Arc::default(),
+            ..leader()
+        };
         assert_eq!(failsafe_obstacle(&dead), None);
     }
 

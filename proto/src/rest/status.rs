@@ -226,7 +226,11 @@ mod tests {
     #[test]
     fn a_synchronous_standby_says_so() {
         let listed = r#"{"leader":"gd-b","sync_standby":"GD-A"}"#;
-        let published = standby(json!({"synchronous_mode": true}), json!({"clonefrom": true}), listed);
+        let published = standby(
+            json!({"synchronous_mode": true}),
+            json!({"clonefrom": true}),
+            listed,
+        );
         expect![[r#"{"state": "running", "postmaster_start_time": "2026-07-24 10:00:00.123456+00:00", "role": "replica", "server_version": 160004, "xlog": {"received_location": 67419744, "replayed_location": 67419648, "replayed_timestamp": null, "paused": false}, "sync_standby": true, "timeline": 5, "replication_state": "streaming", "dcs_last_seen": 1784887932, "tags": {"clonefrom": true}, "database_system_identifier": "7268616322854375442", "patroni": {"version": "4.1.4", "scope": "garden", "name": "gd-a"}}"#]]
         .assert_eq(&text(&published));
         let quorum = standby(json!({"synchronous_mode": "quorum"}), json!(null), listed);
@@ -237,15 +241,33 @@ mod tests {
     #[test]
     fn a_server_that_does_not_answer_is_described_from_memory() {
         let mut published = leader();
-        published.postgres = Arc::new(LocalPostgres { sql: Sql::Silent, ..LocalPostgres::default() });
+        published.postgres = Arc::new(LocalPostgres {
+            sql: Sql::Silent,
+            ..LocalPostgres::default()
+        });
         let shown = text(&published);
-        assert!(shown.starts_with(r#"{"state": "unknown", "role": "primary", "dcs_last_seen""#), "{shown}");
+        assert!(
+            shown.starts_with(r#"{"state": "unknown", "role": "primary", "dcs_last_seen""#),
+            "{shown}"
+        );
         published.state = PgState::Starting;
         assert!(text(&published).starts_with(r#"{"state": "starting", "role": "primary""#));
-        let stopped = Published { state: PgState::Stopped, ..leader() };
-        assert!(!text(&stopped).contains("xlog"), "an old sample says nothing of a stopped server");
-        let restarting = Published { state: PgState::Restarting, ..leader() };
-        assert!(text(&restarting).contains("xlog"), "a restarting server may answer");
+        let stopped = Published {
+            state: PgState::Stopped,
+            ..leader()
+        };
+        assert!(
+            !text(&stopped).contains("xlog"),
+            "an old sample says nothing of a stopped server"
+        );
+        let restarting = Published {
+            state: PgState::Restarting,
+            ..leader()
+        };
+        assert!(
+            text(&restarting).contains("xlog"),
+            "a restarting server may answer"
+        );
     }
 
     #[test]
@@ -259,7 +281,8 @@ mod tests {
         };
         super::super::fixture::edit_sample(&mut published, |s| {
             s.wal_senders.clear();
-            s.pending_restart.insert("max_connections".into(), ("100".into(), "101".into()));
+            s.pending_restart
+                .insert("max_connections".into(), ("100".into(), "101".into()));
         });
         let raw = super::super::fixture::object(
             json!({"role": "replica", "postmaster_start_time": "x", "schedule": "y"}),
@@ -283,7 +306,10 @@ mod tests {
     fn in_a_standby_cluster_the_role_is_the_one_we_remember() {
         let config = json!({"standby_cluster": {"port": 5432}});
         let published = standby(config, json!(null), "{}");
-        let leads = Published { role: PgRole::StandbyLeader, ..published.clone() };
+        let leads = Published {
+            role: PgRole::StandbyLeader,
+            ..published.clone()
+        };
         assert_eq!(shown_role(&published), PgRole::Replica);
         assert_eq!(shown_role(&leads), PgRole::StandbyLeader);
     }
