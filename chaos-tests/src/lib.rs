@@ -1,1 +1,94 @@
-//! x
+//! Real clusters, real faults: three PostgreSQL, three etcd and an HAProxy as processes on loopback,
+//! a writer that remembers what was acknowledged, and a checker that counts what is missing.
+//!
+//! The agent's binaries are run, never linked, and which ones is a parameter ([`Binaries`]): the same
+//! stories drive `garden-agent` and, for comparison, the released Patroni
+//! (`GARDEN_AGENT_BIN=.../patroni GARDEN_CTL_BIN=.../patronictl`).
+//!
+//! How to write a story, in one screen:
+//!
+//! ```no_run
+//! use chaos_tests::{Builder, Fault, Writer, story};
+//! use std::time::{Duration, Instant};
+//!
+//! story("postmaster_killed", async {
+//!     let cluster = Builder::from_environment()?.start().await?;
+//!     let settled = cluster.settle(Duration::from_secs(60)).await?;
+//!     let writer = Writer::through_haproxy(&cluster).await?;
+//!     let fault = Instant::now();
+//!     Fault::KillPostmaster(settled.leader).inject(&cluster)?;
+//!     writer.wait_ack_after(fault, Duration::from_secs(60)).await?;
+//!     let settled = cluster.settle(Duration::from_secs(120)).await?;
+//!     let ledger = writer.stop().await;
+//!     let verdict = chaos_tests::checker::check(&cluster, settled.leader, &[ledger]).await?;
+//!     anyhow::ensure!(verdict.lost.is_empty(), "{verdict}");
+//!     Ok(())
+//! });
+//! ```
+//!
+//! Reading order: [`cluster`], [`member`], [`fault`], [`workload`], [`checker`], then the servers
+//! ([`etcd`], [`haproxy`]) and what keeps the machine clean ([`process`], [`janitor`]).
+
+pub mod binaries;
+pub mod checker;
+pub mod cluster;
+pub mod demo;
+pub mod etcd;
+pub mod fault;
+pub mod haproxy;
+pub mod http;
+pub mod janitor;
+pub mod member;
+pub mod ports;
+pub mod process;
+pub mod report;
+pub mod steps;
+pub mod template;
+pub mod wait;
+pub mod workload;
+
+pub use binaries::Binaries;
+pub use cluster::{Builder, Cluster, Settled};
+pub use fault::Fault;
+pub use member::Member;
+pub use workload::{Ledger, Writer};
+
+use anyhow::Context;
+use nix::fcntl::{Flock, FlockArg};
+use std::future::Future;
+
+/// Runs one story to its end. Stories of all test binaries on this machine run one at a time, since
+/// two clusters on two cores would measure each other: a lock on a file in the temporary directory
+/// is held while a story runs.
+///
+/// # Panics
+/// When the story fails; that is how a test reports.
+pub fn story<F: Future<Output = anyhow::Result<()>>>(name: &str, body: F) {
+    let outcome = (|| {
+        let path = std::env::temp_dir().join("garden-chaos.lock");
+        let file = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path);
+        let file = file.with_context(|| format!("open {}", path.display()))?;
+        let _turn = Flock::lock(file, FlockArg::LockExclusive)
+            .map_err(|(_, error)| error)
+            .context("wait for the other stories of this machine")?;
+        runtime()?.block_on(body)
+    })();
+    if let Err(error) = outcome {
+        panic!("{name}: {error:?}");
+    }
+}
+
+/// The runtime of the harness: two threads, so that a writer goes on while the story waits.
+///
+/// # Errors
+/// When the threads cannot be started.
+pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    runtime.context("start the runtime of the harness")
+}
