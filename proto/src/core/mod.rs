@@ -6,6 +6,7 @@ pub mod history;
 pub mod job;
 pub mod lag;
 pub mod observation;
+pub mod quorum;
 pub mod reason;
 pub mod rewind;
 pub mod slots;

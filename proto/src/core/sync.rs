@@ -102,6 +102,7 @@ pub struct SyncMemory {
     from_nothing: bool,
     former: Names,
     differs_since: Option<MonoTime>,
+    key_taken_at: Option<MonoTime>,
 }
 
 impl SyncMemory {
@@ -126,6 +127,16 @@ impl SyncMemory {
             self.names_set_lsn = input.sample.flush_lsn;
             self.set_at = input.now;
         }
+    }
+
+    /// Notes that the key of another leader was found and taken over.
+    pub(crate) fn took_key(&mut self, now: MonoTime) {
+        self.key_taken_at = Some(now);
+    }
+
+    /// Whether that was less than `time` ago.
+    pub(crate) fn took_key_within(&self, now: MonoTime, time: Duration) -> bool {
+        self.key_taken_at.is_some_and(|at| now.since(at) < time)
     }
 
     fn settled(&self, now: MonoTime) -> bool {
@@ -345,11 +356,16 @@ pub(crate) fn hold_strictly(input: &SyncInput<'_>, in_force: &InForce) -> Option
             .collect();
         return Some(write_key(still, 0));
     }
-    let names = names_of_key(&input.view.sync, true);
-    if parse_names(&names) == parse_names(&input.sample.synchronous_standby_names) {
+    let count = size(&key).saturating_sub(quorum).max(1);
+    let held = if key.is_empty() {
+        in_force.blocked
+    } else {
+        in_force.is(&key, count, Form::First) || in_force.is(&key, count, Form::Any)
+    };
+    if held {
         return Some(SyncStep::Wait(SyncWait::NoStandby));
     }
-    Some(SyncStep::SetNames(names))
+    Some(SyncStep::SetNames(names_of_key(&input.view.sync, true)))
 }
 
 /// The names that a key promises: what a primary must start with, so that no commit is acknowledged
@@ -415,3 +431,5 @@ pub fn switch_off(sync: &SyncRecord) -> SyncStep {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) mod world;
