@@ -332,7 +332,7 @@ impl Guardian {
         if let Some(why) = self.not_startable() {
             return refused(why);
         }
-        match spawn::start(start, self.oom_score) {
+        match spawn::start(start, &self.data_dir, self.oom_score) {
             Ok(postmaster) => self.guard(postmaster),
             Err(error) => refused(&note::chain(&error)),
         }

@@ -9,9 +9,15 @@ use nix::unistd::{ForkResult, fork, getpid, getppid, setsid};
 use proto::fence::wire::Start;
 use std::ffi::{CStr, CString};
 use std::os::fd::{OwnedFd, RawFd};
+use std::path::Path;
+use std::time::Duration;
 
 /// Exit status of a child that could not execute the program, as of a shell.
 const NOT_EXECUTED: i32 = 127;
+
+/// How long a process that has ended may wait for its status to be taken before a new postmaster stops
+/// respecting its lock files.
+const REAP_LIMIT: Duration = Duration::from_secs(2);
 
 /// A postmaster, held so that no other process can be mistaken for it.
 #[derive(Debug)]
@@ -46,7 +52,7 @@ pub enum SpawnError {
 ///
 /// # Errors
 /// See [`SpawnError`]; that the program cannot be executed shows as its exit with 127.
-pub fn start(start: &Start, oom_score: i32) -> Result<Postmaster, SpawnError> {
+pub fn start(start: &Start, data_dir: &Path, oom_score: i32) -> Result<Postmaster, SpawnError> {
     let text = |bytes: &Vec<u8>| CString::new(bytes.clone()).map_err(|_| SpawnError::BadCommand);
     let argv: Vec<CString> = start.argv.iter().map(text).collect::<Result<_, _>>()?;
     let program = argv.first().ok_or(SpawnError::BadCommand)?.clone();
@@ -63,6 +69,7 @@ pub fn start(start: &Start, oom_score: i32) -> Result<Postmaster, SpawnError> {
     match unsafe { fork() }? {
         ForkResult::Child => {
             prepare(parent, log.as_deref(), cwd.as_deref(), oom_score);
+            forget_the_dead(data_dir);
             // SAFETY: all pointers are to NUL-terminated texts that live until here, and both lists end
             // with a null pointer.
             unsafe { libc::execve(program.as_ptr(), args.as_ptr(), vars.as_ptr()) };
@@ -106,6 +113,29 @@ fn prepare(parent: nix::unistd::Pid, log: Option<&CStr>, cwd: Option<&CStr>, oom
         }
     }
     close_others(&[]);
+}
+
+/// Deals with lock files of a postmaster that has ended but was not reaped. PostgreSQL takes such a pid
+/// for a living one and refuses to start; a container's first process may reap late, or never.
+fn forget_the_dead(data_dir: &Path) {
+    let file = data_dir.join("postmaster.pid");
+    let Ok(text) = std::fs::read_to_string(&file) else { return };
+    // Lines of the file (PostgreSQL's `miscadmin.h`): pid, directory, start time, port, socket directory.
+    let mut lines = text.lines();
+    let Some(pid) = lines.next().and_then(|line| line.trim().parse().ok()) else { return };
+    let begin = crate::clock::now();
+    while Process::read(pid).is_some_and(|p| !p.is_alive()) {
+        if crate::clock::now().since(begin) < REAP_LIMIT {
+            std::thread::sleep(REAP_LIMIT / 200);
+            continue;
+        }
+        // The dead hold nothing. Its socket has a lock file of the same kind.
+        if let (Some(port), Some(dir)) = (lines.nth(2), lines.next()) {
+            let _ = std::fs::remove_file(Path::new(dir).join(format!(".s.PGSQL.{port}.lock")));
+        }
+        let _ = std::fs::remove_file(&file);
+        return;
+    }
 }
 
 /// Takes hold of a running postmaster.

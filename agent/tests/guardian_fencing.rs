@@ -1,0 +1,272 @@
+//! The guardian with a real PostgreSQL under load: whatever happens to the agent and to the guardian
+//! itself, no process of the cluster outlives the deadline by more than the fencing bound.
+
+mod guardian;
+
+use garden_agent::guardian::{Armed, Basis, GuardianError, GuardianEvent};
+use guardian::{Agent, Cluster, FENCE_BOUND, Load, as_postgres, kill};
+use nix::sys::signal::Signal;
+use proto::ids::Epoch;
+use proto::time::MonoTime;
+use std::time::{Duration, SystemTime};
+
+/// Not a test: the guardian of the tests below is this program, run again with only this selected.
+#[test]
+fn guardian_process() {
+    guardian::be_the_guardian();
+}
+
+/// Checks and prints how long after `from` the last commit was acknowledged and the last process ended.
+fn check_delays(what: &str, cluster: &Cluster, load: Load, from: MonoTime, bound: Duration) {
+    let empty = cluster.wait_empty();
+    let last_ack = load.last_ack();
+    println!(
+        "{what}: last acknowledgement {:+.1} ms, last process {:+.1} ms",
+        millis(last_ack, from),
+        millis(empty, from)
+    );
+    assert!(empty <= from + bound, "processes outlived the bound");
+    assert!(last_ack <= from + bound, "acknowledged after the bound");
+}
+
+fn millis(at: MonoTime, from: MonoTime) -> f64 {
+    (at.0 as f64 - from.0 as f64) / 1e6
+}
+
+#[test]
+fn fences_at_the_deadline_while_the_agent_is_silent() {
+    as_postgres("fences_at_the_deadline_while_the_agent_is_silent", || {
+        let cluster = Cluster::new("silent", 27010);
+        let mut agent = cluster.agent();
+        assert!(agent.hello.fit, "self-test took {:?}", agent.hello.measured);
+        println!("self-test: {:?}", agent.hello.measured);
+        cluster.start(&agent);
+        let load = cluster.load(8, 8);
+        let deadline = agent.arm(1, Duration::from_millis(1500));
+        let wall_at_deadline = SystemTime::now() + Duration::from_millis(1500);
+        let seen = agent.wait_for(|event| *event == GuardianEvent::Empty);
+        let took = seen.iter().find_map(|event| match event {
+            GuardianEvent::Fenced { took } => Some(*took),
+            _ => None,
+        });
+        println!("guardian says: fenced within {took:?}");
+        assert!(took.is_some_and(|took| took < FENCE_BOUND));
+        check_delays("deadline, agent silent", &cluster, load, deadline, FENCE_BOUND);
+        assert_eq!(agent.client.postmaster(), None);
+        assert_eq!(agent.client.armed(), None);
+        let last = cluster.last_commit(&agent);
+        let late = last.duration_since(wall_at_deadline).unwrap_or_default();
+        println!("last commit in the data directory: {late:?} after the deadline");
+        assert!(late < FENCE_BOUND);
+    });
+}
+
+#[test]
+fn fences_at_the_deadline_when_the_agent_is_gone() {
+    as_postgres("fences_at_the_deadline_when_the_agent_is_gone", || {
+        let cluster = Cluster::new("gone", 27011);
+        let mut agent = cluster.agent();
+        cluster.start(&agent);
+        let load = cluster.load(4, 4);
+        let deadline = agent.arm(1, Duration::from_millis(1200));
+        drop(agent);
+        std::thread::sleep(Duration::from_millis(800));
+        assert!(cluster.alive() > 8, "nothing happens before the deadline");
+        check_delays("deadline, agent gone", &cluster, load, deadline, FENCE_BOUND);
+    });
+}
+
+#[test]
+fn renewals_move_the_deadline() {
+    as_postgres("renewals_move_the_deadline", || {
+        let cluster = Cluster::new("renew", 27012);
+        let mut agent = cluster.agent();
+        cluster.start(&agent);
+        let load = cluster.load(2, 1);
+        for _ in 0..10 {
+            agent.arm(1, Duration::from_millis(700));
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        assert!(cluster.alive() > 3, "alive after 2 s of a 0.7 s lease that is renewed");
+        let deadline = agent.client.armed().expect("armed").deadline;
+        check_delays("end of renewals", &cluster, load, deadline, FENCE_BOUND);
+    });
+}
+
+#[test]
+fn kernel_timer_fences_for_a_stopped_guardian() {
+    as_postgres("kernel_timer_fences_for_a_stopped_guardian", || {
+        let cluster = Cluster::new("stopped", 27013);
+        let mut agent = cluster.agent();
+        cluster.start(&agent);
+        let load = cluster.load(8, 8);
+        let guardian = agent.hello.pid;
+        let deadline = agent.arm(1, Duration::from_millis(1500));
+        // The agent is gone too: nobody but the kernel and the witness is left to act.
+        drop(agent);
+        kill(guardian, Signal::SIGSTOP);
+        std::thread::sleep(Duration::from_millis(1000));
+        assert!(cluster.alive() > 8, "nothing happens long before the deadline");
+        check_delays("guardian stopped, agent gone", &cluster, load, deadline, FENCE_BOUND);
+    });
+}
+
+#[test]
+fn everything_ends_with_a_killed_guardian() {
+    as_postgres("everything_ends_with_a_killed_guardian", || {
+        let cluster = Cluster::new("killed", 27014);
+        let mut agent = cluster.agent();
+        cluster.start(&agent);
+        let load = cluster.load(8, 8);
+        agent.arm(1, Duration::from_secs(30));
+        let guardian = agent.hello.pid;
+        // Agent and guardian at once.
+        drop(agent);
+        let at = garden_agent::clock::now();
+        kill(guardian, Signal::SIGKILL);
+        check_delays("guardian and agent killed", &cluster, load, at, FENCE_BOUND);
+    });
+}
+
+#[test]
+fn agent_stands_in_for_a_killed_guardian_and_starts_another() {
+    as_postgres("agent_stands_in_for_a_killed_guardian_and_starts_another", || {
+        let cluster = Cluster::new("standin", 27015);
+        let mut agent = cluster.agent();
+        cluster.start(&agent);
+        let load = cluster.load(4, 4);
+        agent.arm(3, Duration::from_secs(30));
+        let before = agent.hello.clone();
+        let at = garden_agent::clock::now();
+        kill(before.pid, Signal::SIGKILL);
+        agent.wait_for(|event| *event == GuardianEvent::Lost);
+        agent.wait_for(|event| *event == GuardianEvent::Empty);
+        check_delays("guardian killed", &cluster, load, at, FENCE_BOUND);
+        let seen = agent.wait_for(|event| matches!(event, GuardianEvent::Attached(_)));
+        let Some(GuardianEvent::Attached(after)) = seen.last() else { panic!("{seen:?}") };
+        assert_ne!(after.session, before.session);
+        assert_eq!((after.postmaster, after.armed), (None, None));
+        cluster.start(&agent);
+    });
+}
+
+#[test]
+fn a_new_agent_finds_epoch_and_postmaster_as_they_were() {
+    as_postgres("a_new_agent_finds_epoch_and_postmaster_as_they_were", || {
+        let cluster = Cluster::new("again", 27016);
+        let mut agent = cluster.agent();
+        let pid = cluster.start(&agent);
+        let deadline = agent.arm(5, Duration::from_secs(20));
+        agent.client.keep("session-1".into(), b"{\"seq\":7}".to_vec()).expect("keep");
+        let busy = cluster.second_agent();
+        assert!(matches!(busy, Err(GuardianError::Busy { .. })), "{busy:?}");
+        let first = agent.hello.clone();
+        drop(agent);
+
+        let begin = garden_agent::clock::now();
+        let mut agent = cluster.agent();
+        println!("attached again within {:?}", garden_agent::clock::now().since(begin));
+        assert_eq!(agent.hello.session, first.session);
+        assert_eq!(agent.hello.postmaster, Some(pid));
+        assert!(agent.hello.is_parent);
+        assert_eq!(agent.hello.armed, Some(Armed { epoch: Epoch(5), deadline }));
+        let kept = agent.hello.kept.clone().expect("kept");
+        assert_eq!((kept.session.as_str(), kept.blob.as_slice()), ("session-1", &b"{\"seq\":7}"[..]));
+
+        refuses(&mut agent, |c| c.arm(Epoch(4), deadline + Duration::from_secs(60)));
+        refuses(&mut agent, |c| c.disarm(Epoch(5)));
+        refuses(&mut agent, |c| c.disarm_because(Epoch(4), Basis::InRecovery));
+        assert_eq!(agent.client.armed(), Some(Armed { epoch: Epoch(5), deadline }));
+        agent.client.disarm_because(Epoch(5), Basis::InRecovery).expect("disarm");
+        agent.wait_for(|event| *event == GuardianEvent::Disarmed);
+        agent.client.signal(Signal::SIGINT).expect("signal");
+        let seen = agent.wait_for(|event| *event == GuardianEvent::Empty);
+        assert!(seen.contains(&GuardianEvent::PostmasterExited { pid, status: Some(0) }), "{seen:?}");
+        assert!(!seen.iter().any(|e| matches!(e, GuardianEvent::Orphans(_))), "{seen:?}");
+    });
+}
+
+fn refuses(
+    agent: &mut Agent,
+    order: impl Fn(&garden_agent::guardian::GuardianClient) -> Result<(), GuardianError>,
+) {
+    order(&agent.client).expect("sent");
+    agent.wait_for(|event| matches!(event, GuardianEvent::Refused(_)));
+}
+
+#[test]
+fn orphans_of_a_killed_postmaster_are_ended_at_once() {
+    as_postgres("orphans_of_a_killed_postmaster_are_ended_at_once", || {
+        let cluster = Cluster::new("orphans", 27017);
+        let mut agent = cluster.agent();
+        let pid = cluster.start(&agent);
+        let load = cluster.load(4, 8);
+        agent.arm(1, Duration::from_secs(30));
+        let at = garden_agent::clock::now();
+        kill(pid, Signal::SIGKILL);
+        let seen = agent.wait_for(|event| *event == GuardianEvent::Empty);
+        let empty = garden_agent::clock::now();
+        println!("postmaster killed: reported empty {:+.1} ms", millis(empty, at));
+        assert!(seen.contains(&GuardianEvent::PostmasterExited { pid, status: Some(9) }), "{seen:?}");
+        assert!(seen.iter().any(|e| matches!(e, GuardianEvent::Orphans(n) if *n > 0)), "{seen:?}");
+        assert_eq!(cluster.alive(), 0, "empty means empty");
+        check_delays("postmaster killed", &cluster, load, at, FENCE_BOUND);
+        assert!(agent.client.armed().is_some(), "the deadline is the agent's to give up");
+    });
+}
+
+#[test]
+fn adopts_a_postmaster_that_others_started() {
+    as_postgres("adopts_a_postmaster_that_others_started", || {
+        let cluster = Cluster::new("adopt", 27018);
+        let pid = cluster.start_by_hand();
+        let mut agent = cluster.agent();
+        let adopt = |agent: &Agent, pid| cluster.runtime.block_on(agent.client.adopt(pid));
+        let me = i32::try_from(std::process::id()).expect("pid");
+        assert!(matches!(adopt(&agent, me), Err(GuardianError::Refused(_))));
+        assert_eq!(adopt(&agent, pid).expect("adopt"), pid);
+        assert_eq!(agent.client.postmaster(), Some(pid));
+        let load = cluster.load(4, 8);
+        let deadline = agent.arm(1, Duration::from_millis(1000));
+        agent.wait_for(|event| *event == GuardianEvent::Empty);
+        check_delays("adopted, deadline", &cluster, load, deadline, FENCE_BOUND);
+
+        cluster.wait_reaped(pid);
+        let pid = cluster.start_by_hand();
+        adopt(&agent, pid).expect("adopt");
+        let load = cluster.load(2, 4);
+        let at = garden_agent::clock::now();
+        kill(pid, Signal::SIGKILL);
+        let seen = agent.wait_for(|event| *event == GuardianEvent::Empty);
+        assert!(seen.contains(&GuardianEvent::PostmasterExited { pid, status: None }), "{seen:?}");
+        check_delays("adopted, postmaster killed", &cluster, load, at, FENCE_BOUND);
+
+        cluster.wait_reaped(pid);
+        let pid = cluster.start_by_hand();
+        adopt(&agent, pid).expect("adopt");
+        cluster.stop_by_hand("fast");
+        agent.wait_for(|event| *event == GuardianEvent::PostmasterExited { pid, status: None });
+        agent.wait_for(|event| *event == GuardianEvent::Empty);
+    });
+}
+
+#[test]
+fn a_program_that_cannot_be_executed_is_an_exit() {
+    as_postgres("a_program_that_cannot_be_executed_is_an_exit", || {
+        let cluster = Cluster::new("noexec", 27019);
+        let mut agent = cluster.agent();
+        let start = agent.client.start_postmaster(vec!["/nowhere/postgres".into()], vec![], None);
+        let pid = cluster.runtime.block_on(start).expect("a pid");
+        let seen = agent.wait_for(|event| *event == GuardianEvent::Empty);
+        let exit = GuardianEvent::PostmasterExited { pid, status: Some(127 << 8) };
+        assert!(seen.contains(&exit), "{seen:?}");
+        agent.client.leave().expect("leave");
+        let guardian = agent.hello.pid;
+        drop(agent);
+        let begin = std::time::Instant::now();
+        while garden_agent::guardian::proc::Process::read(guardian).is_some_and(|p| p.is_alive()) {
+            assert!(begin.elapsed() < guardian::LIMIT, "the guardian did not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    });
+}
