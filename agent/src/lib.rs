@@ -7,6 +7,7 @@ pub mod peers;
 pub mod postgres;
 pub mod rest;
 pub mod tls;
+pub mod watchdog;
 pub mod cli;
 pub mod exit;
 pub mod telemetry;
