@@ -11,3 +11,4 @@ pub mod watchdog;
 pub mod cli;
 pub mod exit;
 pub mod telemetry;
+pub mod etcd;
