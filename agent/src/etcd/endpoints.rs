@@ -6,15 +6,13 @@
 //! the next endpoint and within a limit; a transaction is sent once, and only to an endpoint that
 //! answered a moment ago, so that a dead one costs a probe and not an unknown outcome.
 
+use super::directory::Directory;
 use super::error::{EtcdError, Fault, classify};
-use super::tls;
 use crate::clock;
-use crate::config::EtcdConfig;
-use etcd_client::{Client, ConnectOptions, Error, GetResponse, ResponseHeader, TlsOptions};
+use etcd_client::{Client, Error, GetResponse, ResponseHeader};
 use proto::time::MonoTime;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::timeout;
@@ -27,117 +25,6 @@ const PROVEN_FOR: Duration = Duration::from_secs(2);
 
 /// Pause after every endpoint has failed once, so that "connection refused" does not become a storm.
 const ROUND_PAUSE: Duration = Duration::from_millis(100);
-
-/// HTTP/2 pings while a stream is open: they end connections to a frozen or vanished server that
-/// nobody is waiting for. etcd calls pings more often than every 5 s abuse and hangs up
-/// (`--grpc-keepalive-min-time`); our own checks are what finds a dead server quickly.
-const PING_EVERY: Duration = Duration::from_secs(6);
-const PING_LIMIT: Duration = Duration::from_secs(2);
-
-/// How long TCP may take to connect.
-const CONNECT_LIMIT: Duration = Duration::from_secs(1);
-
-/// What all connections of this process know together: the list of endpoints, and which etcd cluster
-/// they belong to.
-pub(crate) struct Directory {
-    /// Zero until the first answer.
-    cluster_id: AtomicU64,
-    urls: Mutex<Arc<Vec<Arc<str>>>>,
-    generation: AtomicU64,
-    configured: Vec<Arc<str>>,
-    /// Never ask etcd for its members.
-    pub(crate) use_proxies: bool,
-    user: Option<(String, String)>,
-    tls: Option<TlsOptions>,
-    /// A key that we may read: what probes ask for.
-    probe_key: String,
-}
-
-impl Directory {
-    /// Checks the configuration. No connection is made.
-    pub(crate) fn new(config: &EtcdConfig, probe_key: String) -> Result<Self, EtcdError> {
-        let configured: Vec<Arc<str>> =
-            config.endpoints.iter().map(|url| Arc::from(url.trim_end_matches('/'))).collect();
-        match (&config.srv, configured.is_empty()) {
-            (Some(domain), true) => return Err(EtcdError::Srv { domain: domain.clone() }),
-            (None, true) => return Err(EtcdError::NoEndpoints),
-            (Some(domain), false) => tracing::warn!(
-                "etcd3.srv ({domain}) is not looked up; the other endpoints of section etcd3 are used"
-            ),
-            (None, false) => {}
-        }
-        let secure = configured.iter().any(|url| url.starts_with("https://"));
-        let tls = if secure { Some(tls::options(config)?) } else { None };
-        let password = config.password.as_ref().map(|p| p.reveal().to_owned()).unwrap_or_default();
-        let user = config.username.clone().map(|name| (name, password));
-        Ok(Self {
-            cluster_id: AtomicU64::new(0),
-            urls: Mutex::new(Arc::new(configured.clone())),
-            generation: AtomicU64::new(1),
-            configured,
-            use_proxies: config.use_proxies,
-            user,
-            tls,
-            probe_key,
-        })
-    }
-
-    /// Takes over what etcd says of its members, in random order so that the members of a PostgreSQL
-    /// cluster do not all lean on the same server. The configured endpoints stay behind them as a
-    /// fallback (D15), and where TLS was configured, advertised plain URLs are left out.
-    pub(crate) fn discovered(&self, mut advertised: Vec<String>) {
-        advertised.retain(|url| self.tls.is_none() || url.starts_with("https://"));
-        advertised.retain(|url| self.tls.is_some() || url.starts_with("http://"));
-        fastrand::shuffle(&mut advertised);
-        let mut list: Vec<Arc<str>> = Vec::new();
-        let configured = self.configured.iter().cloned();
-        let all = advertised.iter().map(|url| Arc::from(url.trim_end_matches('/'))).chain(configured);
-        for url in all {
-            if !list.contains(&url) {
-                list.push(url);
-            }
-        }
-        let mut urls = self.urls.lock().unwrap_or_else(PoisonError::into_inner);
-        let same = urls.len() == list.len() && urls.iter().all(|url| list.contains(url));
-        if !same {
-            *urls = Arc::new(list);
-            self.generation.fetch_add(1, Ordering::Release);
-        }
-    }
-
-    /// The etcd cluster that we belong to; zero when nobody has answered yet.
-    pub(crate) fn cluster_id(&self) -> u64 {
-        self.cluster_id.load(Ordering::Acquire)
-    }
-
-    /// Belongs to another etcd cluster from now on.
-    pub(crate) fn adopt_cluster(&self, id: u64) {
-        self.cluster_id.store(id, Ordering::Release);
-    }
-
-    fn check(&self, header: Option<&ResponseHeader>) -> Result<(), Fault> {
-        let Some(is) = header.map(ResponseHeader::cluster_id).filter(|id| *id != 0) else {
-            return Ok(());
-        };
-        let first = self.cluster_id.compare_exchange(0, is, Ordering::AcqRel, Ordering::Acquire);
-        match first {
-            Err(was) if was != is => Err(Fault::Other { is }),
-            _ => Ok(()),
-        }
-    }
-
-    fn options(&self, url: &str) -> ConnectOptions {
-        let options = ConnectOptions::new()
-            .with_connect_timeout(CONNECT_LIMIT)
-            .with_keep_alive(PING_EVERY, PING_LIMIT)
-            .with_keep_alive_while_idle(false)
-            .with_require_leader(true);
-        match &self.tls {
-            Some(tls) if url.starts_with("https://") => options.with_tls(tls.clone()),
-            _ => options,
-        }
-    }
-}
 
 /// Anything that etcd answers; its header says which cluster answered.
 pub(crate) trait Answer {
@@ -198,30 +85,35 @@ pub(crate) struct Endpoints {
 impl Endpoints {
     /// No connection is made before the first request.
     pub(crate) fn new(directory: Arc<Directory>) -> Self {
-        Self { directory, slots: Mutex::default() }
+        Self {
+            directory,
+            slots: Mutex::default(),
+        }
     }
 
     /// Brings the list up to date with the directory. A working endpoint stays the current one, also
     /// when it is not what etcd advertises.
     fn slots(&self) -> MutexGuard<'_, Slots> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let generation = self.directory.generation.load(Ordering::Acquire);
-        if slots.generation == generation {
-            return slots;
-        }
-        let urls =
-            self.directory.urls.lock().unwrap_or_else(PoisonError::into_inner).as_ref().clone();
+        let (generation, urls) = self.directory.urls(slots.generation);
+        let Some(urls) = urls else { return slots };
         let current = slots.list.get(slots.current).map(|slot| slot.url.clone());
         let mut old = std::mem::take(&mut slots.list);
         slots.list = urls
             .into_iter()
             .map(|url| match old.iter().position(|slot| slot.url == url) {
                 Some(at) => old.swap_remove(at),
-                None => Slot { url, client: None, logged_in: false, proven_at: None },
+                None => Slot {
+                    url,
+                    client: None,
+                    logged_in: false,
+                    proven_at: None,
+                },
             })
             .collect();
-        slots.current =
-            current.and_then(|url| slots.list.iter().position(|s| s.url == url)).unwrap_or(0);
+        slots.current = current
+            .and_then(|url| slots.list.iter().position(|s| s.url == url))
+            .unwrap_or(0);
         slots.generation = generation;
         slots
     }
@@ -229,18 +121,29 @@ impl Endpoints {
     /// The endpoint that is in use.
     pub(crate) fn current(&self) -> Arc<str> {
         let slots = self.slots();
-        slots.list.get(slots.current).map_or_else(|| Arc::from(""), |slot| slot.url.clone())
+        slots
+            .list
+            .get(slots.current)
+            .map_or_else(|| Arc::from(""), |slot| slot.url.clone())
     }
 
     /// All endpoints, the current one first.
     pub(crate) fn urls(&self) -> Vec<Arc<str>> {
         let slots = self.slots();
         let (before, after) = slots.list.split_at(slots.current.min(slots.list.len()));
-        after.iter().chain(before).map(|slot| slot.url.clone()).collect()
+        after
+            .iter()
+            .chain(before)
+            .map(|slot| slot.url.clone())
+            .collect()
     }
 
     fn with_slot<T>(&self, url: &str, f: impl FnOnce(&mut Slot) -> T) -> Option<T> {
-        self.slots().list.iter_mut().find(|slot| &*slot.url == url).map(f)
+        self.slots()
+            .list
+            .iter_mut()
+            .find(|slot| &*slot.url == url)
+            .map(f)
     }
 
     /// Leaves an endpoint: its connection is dropped, since the streams of a server that was frozen
@@ -260,8 +163,9 @@ impl Endpoints {
 
     async fn client(&self, url: &Arc<str>) -> Result<Client, Fault> {
         let user = &self.directory.user;
-        let (known, logged_in) =
-            self.with_slot(url, |slot| (slot.client.clone(), slot.logged_in)).unwrap_or_default();
+        let (known, logged_in) = self
+            .with_slot(url, |slot| (slot.client.clone(), slot.logged_in))
+            .unwrap_or_default();
         let mut client = match known {
             Some(client) if logged_in || user.is_none() => return Ok(client),
             Some(client) => client,
@@ -270,13 +174,19 @@ impl Endpoints {
                 .map_err(|err| classify(&err))?,
         };
         if user.is_some() {
-            match client.update_user(user.clone()).await.map_err(|err| classify(&err)) {
+            match client
+                .update_user(user.clone())
+                .await
+                .map_err(|err| classify(&err))
+            {
                 // As Patroni: a cluster where nobody has switched authentication on needs no token.
                 Ok(()) | Err(Fault::AuthOff) => {}
                 Err(fault) => return Err(fault),
             }
         }
-        self.with_slot(url, |slot| (slot.client, slot.logged_in) = (Some(client.clone()), true));
+        self.with_slot(url, |slot| {
+            (slot.client, slot.logged_in) = (Some(client.clone()), true)
+        });
         Ok(client)
     }
 
@@ -294,7 +204,11 @@ impl Endpoints {
         Fut: Future<Output = Result<T, Error>>,
     {
         let silent = || Fault::Away(format!("{url} did not answer within {limit:?}"));
-        let one = async || request(self.client(url).await?).await.map_err(|err| classify(&err));
+        let one = async || {
+            request(self.client(url).await?)
+                .await
+                .map_err(|err| classify(&err))
+        };
         let both = async {
             match one().await {
                 Err(Fault::Login(_)) => {
@@ -371,10 +285,16 @@ impl Endpoints {
         let mut url = self.current();
         if !self.is_proven(&url) {
             let probe = probe(&self.directory.probe_key);
-            url = self.repeat(limit, ATTEMPT_LIMIT, probe).await.map_err(|fault| (false, fault))?.1;
+            url = self
+                .repeat(limit, ATTEMPT_LIMIT, probe)
+                .await
+                .map_err(|fault| (false, fault))?
+                .1;
         }
         let left = clock::now().until(deadline);
-        self.attempt(&url, left, &request).await.map_err(|fault| (true, fault))
+        self.attempt(&url, left, &request)
+            .await
+            .map_err(|fault| (true, fault))
     }
 
     /// Makes sure that an endpoint answered lately, for our cluster.
@@ -382,7 +302,9 @@ impl Endpoints {
         if self.is_proven(url) {
             return Ok(());
         }
-        self.attempt(url, limit, &probe(&self.directory.probe_key)).await.map(|_| ())
+        self.attempt(url, limit, &probe(&self.directory.probe_key))
+            .await
+            .map(|_| ())
     }
 
     fn is_proven(&self, url: &str) -> bool {
@@ -409,8 +331,14 @@ impl Endpoints {
     pub(crate) fn error(&self, limit: Duration, fault: Fault) -> EtcdError {
         match fault {
             Fault::Credentials(text) => EtcdError::Credentials(text),
-            Fault::Other { is } => EtcdError::OtherCluster { was: self.directory.cluster_id(), is },
-            fault => EtcdError::Unreachable { limit, last: fault.text() },
+            Fault::Other { is } => EtcdError::OtherCluster {
+                was: self.directory.cluster_id(),
+                is,
+            },
+            fault => EtcdError::Unreachable {
+                limit,
+                last: fault.text(),
+            },
         }
     }
 }
@@ -438,29 +366,27 @@ fn worse(last: Option<Fault>, fault: Fault) -> Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn directory(endpoints: &[&str]) -> Result<Directory, EtcdError> {
-        let endpoints = endpoints.iter().map(|url| (*url).to_owned()).collect();
-        Directory::new(&EtcdConfig { endpoints, ..EtcdConfig::default() }, String::from("/k"))
-    }
+    use crate::config::EtcdConfig;
 
     #[test]
     fn discovery_keeps_the_current_and_the_configured_endpoints() {
-        let pool = Endpoints::new(Arc::new(directory(&["http://a:1", "http://b:1"]).expect("fine")));
+        let endpoints = vec![String::from("http://a:1"), String::from("http://b:1")];
+        let config = EtcdConfig {
+            endpoints,
+            ..EtcdConfig::default()
+        };
+        let directory = Directory::new(&config, String::from("/k")).expect("fine");
+        let pool = Endpoints::new(Arc::new(directory));
         pool.leave("http://a:1");
         assert_eq!(&*pool.current(), "http://b:1");
-        pool.directory.discovered(vec!["http://c:1/".into(), "https://d:1".into()]);
+        pool.directory
+            .discovered(vec!["http://c:1/".into(), "https://d:1".into()]);
         assert_eq!(&*pool.current(), "http://b:1");
         let mut all = pool.urls();
         all.sort();
-        assert_eq!(all, ["http://a:1", "http://b:1", "http://c:1"].map(Arc::from));
-    }
-
-    #[test]
-    fn srv_alone_is_an_error_that_names_the_setting() {
-        let config = EtcdConfig { srv: Some("example.com".into()), ..EtcdConfig::default() };
-        let error = Directory::new(&config, String::new()).err().map(|err| err.to_string());
-        assert!(error.is_some_and(|text| text.contains("etcd3.srv")));
-        assert!(matches!(directory(&[]), Err(EtcdError::NoEndpoints)));
+        assert_eq!(
+            all,
+            ["http://a:1", "http://b:1", "http://c:1"].map(Arc::from)
+        );
     }
 }

@@ -154,7 +154,10 @@ mod tests {
             (14, "etcdserver: request timed out"),
         ];
         for (code, text) in odd {
-            assert!(matches!(classify_status(code, text), Fault::Away(_)), "{text}");
+            assert!(
+                matches!(classify_status(code, text), Fault::Away(_)),
+                "{text}"
+            );
         }
     }
 
@@ -167,7 +170,10 @@ mod tests {
             (3, "etcdserver: revision of auth store is old"),
         ];
         for (code, text) in login {
-            assert!(matches!(classify_status(code, text), Fault::Login(_)), "{text}");
+            assert!(
+                matches!(classify_status(code, text), Fault::Login(_)),
+                "{text}"
+            );
         }
         let wrong = "etcdserver: authentication failed, invalid user ID or password";
         assert!(matches!(classify_status(3, wrong), Fault::Credentials(_)));

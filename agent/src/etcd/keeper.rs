@@ -9,7 +9,8 @@
 //! session that etcd has lost must not delay the record, which is what counts in a native cluster.
 
 use super::LeaseEvent;
-use super::endpoints::{Directory, Endpoints};
+use super::directory::Directory;
+use super::endpoints::Endpoints;
 use super::error::{EtcdError, Fault};
 use super::outbox::Outbox;
 use super::record::{Renewal, Resolved, Terms};
@@ -72,7 +73,9 @@ struct Orders {
 impl Keeper {
     /// A keeper that keeps nothing, for connections that only read and commit.
     pub(crate) fn idle() -> Self {
-        Self { shared: Arc::new(Shared::new(Duration::ZERO)) }
+        Self {
+            shared: Arc::new(Shared::new(Duration::ZERO)),
+        }
     }
 
     /// Starts the thread. Its first goal is a session of length `ttl`. It ends with `cancel`.
@@ -125,7 +128,9 @@ impl Keeper {
 
     /// The member loop is alive. To be called at least every second; see [`PROGRESS_LIMIT_MIN`].
     pub fn progress(&self) {
-        self.shared.progress.store(clock::now().0, Ordering::Release);
+        self.shared
+            .progress
+            .store(clock::now().0, Ordering::Release);
     }
 
     /// Whom to tell of each renewal, on the keeper's thread: it must not block.
@@ -155,7 +160,11 @@ impl Shared {
     fn new(ttl: Duration) -> Self {
         let goal = LeaseGoal::Session { ttl };
         Self {
-            orders: Mutex::new(Orders { goal, adopted: None, on_renewed: None }),
+            orders: Mutex::new(Orders {
+                goal,
+                adopted: None,
+                on_renewed: None,
+            }),
             changes: watch::Sender::new(0),
             progress: AtomicU64::new(clock::now().0),
             session: AtomicI64::new(0),
@@ -167,7 +176,8 @@ impl Shared {
     }
 
     fn nudge(&self) {
-        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+        self.changes
+            .send_modify(|count| *count = count.wrapping_add(1));
     }
 
     pub(crate) fn goal(&self) -> LeaseGoal {
@@ -260,7 +270,13 @@ struct RecordLoop {
 impl RecordLoop {
     fn new(tools: Tools) -> Self {
         let changes = tools.shared.changes();
-        Self { tools, changes, renewal: None, dead_session: LeaseId(0), silent: 0 }
+        Self {
+            tools,
+            changes,
+            renewal: None,
+            dead_session: LeaseId(0),
+            silent: 0,
+        }
     }
 
     async fn run(mut self) {
@@ -288,8 +304,12 @@ impl RecordLoop {
     async fn step(&mut self) -> Duration {
         /// Orders wake us; this only bounds the sleep.
         const IDLE: Duration = Duration::from_secs(60);
-        let Some(terms) = self.terms() else { return IDLE };
-        let Some(renewal) = self.renewal.as_mut() else { return IDLE };
+        let Some(terms) = self.terms() else {
+            return IDLE;
+        };
+        let Some(renewal) = self.renewal.as_mut() else {
+            return IDLE;
+        };
         if !self.tools.shared.progressing(terms.length) {
             return RETRY_PAUSE;
         }
@@ -311,7 +331,10 @@ impl RecordLoop {
             () = goal_left(&self.tools.shared, &mut changes, terms.epoch) => return IDLE,
         };
         match sent {
-            Ok(response) => self.answered(&terms, written, &txn, session, &response, limit).await,
+            Ok(response) => {
+                self.answered(&terms, written, &txn, session, &response, limit)
+                    .await
+            }
             Err(Fault::LeaseGone) => {
                 self.dead_session = session;
                 self.tools.shared.nudge();
@@ -331,7 +354,9 @@ impl RecordLoop {
         limit: Duration,
     ) -> Duration {
         self.silent = 0;
-        let Some(renewal) = self.renewal.as_mut() else { return Duration::ZERO };
+        let Some(renewal) = self.renewal.as_mut() else {
+            return Duration::ZERO;
+        };
         match store::outcome(response) {
             TxnOutcome::Committed(revision) => {
                 let held = renewal.committed(written, revision);
@@ -340,7 +365,11 @@ impl RecordLoop {
                 Duration::ZERO
             }
             TxnOutcome::Refused => {
-                let Tools { endpoints, keyspace, .. } = &self.tools;
+                let Tools {
+                    endpoints,
+                    keyspace,
+                    ..
+                } = &self.tools;
                 match store::read_key(endpoints, keyspace, &Key::Record, limit).await {
                     Ok(found) => self.refused(terms, found.as_ref()),
                     Err(fault) => self.unanswered(&fault),
@@ -351,7 +380,9 @@ impl RecordLoop {
     }
 
     fn refused(&mut self, terms: &Terms, found: Option<&proto::dcs::Entry>) -> Duration {
-        let Some(renewal) = self.renewal.as_mut() else { return Duration::ZERO };
+        let Some(renewal) = self.renewal.as_mut() else {
+            return Duration::ZERO;
+        };
         match renewal.resolve(found) {
             Resolved::Renewed(held) => {
                 self.earned(terms.epoch, held);
@@ -360,7 +391,10 @@ impl RecordLoop {
             Resolved::Again => RETRY_PAUSE,
             Resolved::Lost(why) => {
                 self.renewal = None;
-                self.tools.tell(LeaseEvent::RecordLost { epoch: terms.epoch, why });
+                self.tools.tell(LeaseEvent::RecordLost {
+                    epoch: terms.epoch,
+                    why,
+                });
                 Duration::ZERO
             }
         }
@@ -368,17 +402,27 @@ impl RecordLoop {
 
     /// Committed: first the guardian, then the member loop.
     fn earned(&self, epoch: Epoch, held: HeldRecord) {
-        let wanted = |goal: &LeaseGoal| matches!(goal, LeaseGoal::Record { epoch: e, .. } if *e == epoch);
-        self.tools.shared.renewed(epoch, held.sent_at + held.length, wanted);
+        let wanted =
+            |goal: &LeaseGoal| matches!(goal, LeaseGoal::Record { epoch: e, .. } if *e == epoch);
+        self.tools
+            .shared
+            .renewed(epoch, held.sent_at + held.length, wanted);
         self.tools.tell(LeaseEvent::Record(held));
     }
 
     /// Unknown: the same again on the next endpoint, at once; a breath after each round.
     fn unanswered(&mut self, fault: &Fault) -> Duration {
         self.silent += 1;
-        tracing::debug!(error = fault.text(), "the renewal of the record was not answered");
+        tracing::debug!(
+            error = fault.text(),
+            "the renewal of the record was not answered"
+        );
         let round = self.tools.endpoints.urls().len().max(1);
-        if self.silent.is_multiple_of(round) { RETRY_PAUSE } else { Duration::ZERO }
+        if self.silent.is_multiple_of(round) {
+            RETRY_PAUSE
+        } else {
+            Duration::ZERO
+        }
     }
 }
 

@@ -10,12 +10,14 @@
 //!        └─────────────────────────────────────────┘
 //! ```
 //!
-//! In reading order: [`error`] says which few answers are definite; `endpoints` chooses the server;
+//! In reading order: [`error`] says which few answers are definite; `directory` and
+//! `endpoints` choose the server;
 //! `store` translates reads and transactions; `view` holds the watched snapshot and `watch` moves it on;
 //! [`keeper`] with `session` and `record` keeps the leases; `outbox` carries the events.
 //!
 //! Must not: decide anything, resend a transaction whose outcome is unknown, or make the keeper wait.
 
+mod directory;
 mod endpoints;
 pub mod error;
 pub mod keeper;
@@ -31,7 +33,8 @@ pub use error::EtcdError;
 pub use keeper::Keeper;
 
 use crate::config::EtcdConfig;
-use endpoints::{ATTEMPT_LIMIT, Directory, Endpoints};
+use directory::Directory;
+use endpoints::{ATTEMPT_LIMIT, Endpoints};
 use outbox::Outbox;
 use proto::config::Timing;
 use proto::core::observation::{HeldRecord, Session};
@@ -148,7 +151,18 @@ impl Etcd {
         };
         tokio::spawn(watcher.run(cancel.clone()));
         let _cancel = cancel.drop_guard();
-        Ok((Self { inner: Arc::new(Inner { endpoints, keyspace, view, keeper, _cancel }) }, events))
+        Ok((
+            Self {
+                inner: Arc::new(Inner {
+                    endpoints,
+                    keyspace,
+                    view,
+                    keeper,
+                    _cancel,
+                }),
+            },
+            events,
+        ))
     }
 
     /// A connection without watch and keeper, for gardenctl: reads and commits work, session leases do
@@ -165,7 +179,9 @@ impl Etcd {
             keeper: Keeper::idle(),
             _cancel: CancellationToken::new().drop_guard(),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
     }
 
     /// Commits a transaction, within `limit`. It is sent once. A commit is folded into the watched
@@ -173,7 +189,13 @@ impl Etcd {
     ///
     /// [`TxnOutcome::Unknown`] means what it says, unless its text begins with "not sent".
     pub async fn commit(&self, txn: &Txn, limit: Duration) -> TxnOutcome {
-        let Inner { endpoints, keyspace, view, keeper, .. } = &*self.inner;
+        let Inner {
+            endpoints,
+            keyspace,
+            view,
+            keeper,
+            ..
+        } = &*self.inner;
         let session = keeper.session_id();
         let outcome = store::commit(endpoints, keyspace, txn, session, limit).await;
         match &outcome {
@@ -189,7 +211,11 @@ impl Etcd {
     /// # Errors
     /// None did, or it refused our credentials.
     pub async fn read(&self, limit: Duration) -> Result<Snapshot, EtcdError> {
-        let Inner { endpoints, keyspace, .. } = &*self.inner;
+        let Inner {
+            endpoints,
+            keyspace,
+            ..
+        } = &*self.inner;
         let ask = |client| store::range(client, keyspace.clone());
         match endpoints.repeat(limit, ATTEMPT_LIMIT.min(limit), ask).await {
             Ok((response, _)) => Ok(store::snapshot(&response, keyspace)),
@@ -207,7 +233,11 @@ impl Etcd {
     /// # Errors
     /// No endpoint confirmed it in time; it may have happened.
     pub async fn delete_all(&self) -> Result<(), EtcdError> {
-        let Inner { endpoints, keyspace, .. } = &*self.inner;
+        let Inner {
+            endpoints,
+            keyspace,
+            ..
+        } = &*self.inner;
         let done = store::delete_all(endpoints, keyspace, DELETE_LIMIT).await;
         done.map_err(|fault| endpoints.error(DELETE_LIMIT, fault))
     }

@@ -37,13 +37,24 @@ impl Outbox {
     }
 
     fn over(sender: Option<mpsc::Sender<EtcdEvent>>) -> Self {
-        Self { inner: Arc::new(Inner { sender, overflow: Mutex::default() }) }
+        Self {
+            inner: Arc::new(Inner {
+                sender,
+                overflow: Mutex::default(),
+            }),
+        }
     }
 
     /// Sends, or keeps for [`Self::flush`].
     pub(crate) fn send(&self, event: EtcdEvent) {
-        let Some(sender) = &self.inner.sender else { return };
-        let mut overflow = self.inner.overflow.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(sender) = &self.inner.sender else {
+            return;
+        };
+        let mut overflow = self
+            .inner
+            .overflow
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         overflow.retain(|waiting| kind(waiting) != kind(&event));
         overflow.push_back(event);
         drain(sender, &mut overflow);
@@ -51,8 +62,14 @@ impl Outbox {
 
     /// Sends what was kept, as far as there is room. Called at every beat of the watch and the keeper.
     pub(crate) fn flush(&self) {
-        let Some(sender) = &self.inner.sender else { return };
-        let mut overflow = self.inner.overflow.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(sender) = &self.inner.sender else {
+            return;
+        };
+        let mut overflow = self
+            .inner
+            .overflow
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         drain(sender, &mut overflow);
     }
 }
@@ -101,7 +118,10 @@ mod tests {
         outbox.flush();
         let lost = receiver.try_recv();
         assert!(
-            matches!(lost, Ok(EtcdEvent::Lease(LeaseEvent::SessionLost(LeaseId(3))))),
+            matches!(
+                lost,
+                Ok(EtcdEvent::Lease(LeaseEvent::SessionLost(LeaseId(3))))
+            ),
             "{lost:?}"
         );
         assert!(matches!(receiver.try_recv(), Ok(EtcdEvent::Gap)));

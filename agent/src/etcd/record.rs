@@ -30,11 +30,25 @@ pub(crate) struct Terms {
 impl Terms {
     /// From a goal that holds a record.
     pub(crate) fn of(goal: &LeaseGoal) -> Option<Self> {
-        let LeaseGoal::Record { epoch, length, wait, every, members, .. } = goal else {
+        let LeaseGoal::Record {
+            epoch,
+            length,
+            wait,
+            every,
+            members,
+            ..
+        } = goal
+        else {
             return None;
         };
         let (epoch, length, wait, every) = (*epoch, *length, *wait, *every);
-        Some(Self { epoch, length, wait, every, members: members.clone() })
+        Some(Self {
+            epoch,
+            length,
+            wait,
+            every,
+            members: members.clone(),
+        })
     }
 }
 
@@ -70,7 +84,12 @@ pub(crate) enum Resolved {
 impl Renewal {
     /// From a takeover, or from what an earlier process left.
     pub(crate) fn adopt(base: LeaseRecord, held: HeldRecord) -> Self {
-        Self { base, held, first_send: None, settled: false }
+        Self {
+            base,
+            held,
+            first_send: None,
+            settled: false,
+        }
     }
 
     pub(crate) fn epoch(&self) -> Epoch {
@@ -115,14 +134,26 @@ impl Renewal {
         if with_leader {
             then.push(Op::put_leased(Key::Leader, next.owner.as_str()));
         }
-        (next, Txn::when(vec![Compare::Unchanged(Key::Record, self.held.modified)], then))
+        (
+            next,
+            Txn::when(
+                vec![Compare::Unchanged(Key::Record, self.held.modified)],
+                then,
+            ),
+        )
     }
 
     /// The attempt was committed. The deadline counts from the first attempt (I2).
     pub(crate) fn committed(&mut self, written: LeaseRecord, modified: Revision) -> HeldRecord {
         let sent_at = self.first_send.take().unwrap_or(self.held.sent_at);
         let length = Duration::from_millis(written.l_ms);
-        self.held = HeldRecord { sent_at, length, modified, seq: written.seq, ..self.held };
+        self.held = HeldRecord {
+            sent_at,
+            length,
+            modified,
+            seq: written.seq,
+            ..self.held
+        };
         self.base = written;
         self.settled = true;
         self.held
@@ -198,7 +229,12 @@ mod tests {
 
     fn entry(record: &LeaseRecord, modified: i64) -> Entry {
         let (created, modified) = (Revision(1), Revision(modified));
-        Entry { value: record.to_value(), lease: LeaseId(0), created, modified }
+        Entry {
+            value: record.to_value(),
+            lease: LeaseId(0),
+            created,
+            modified,
+        }
     }
 
     fn adopted() -> Renewal {
@@ -236,16 +272,31 @@ mod tests {
         renewal.attempt(&terms(), MonoTime(100), true);
         let (written, _) = renewal.attempt(&terms(), MonoTime(900), true);
         let resolved = renewal.resolve(Some(&entry(&written, 15)));
-        let Resolved::Renewed(held) = resolved else { panic!("{resolved:?}") };
-        assert_eq!((held.sent_at, held.modified, held.seq), (MonoTime(100), Revision(15), 8));
+        let Resolved::Renewed(held) = resolved else {
+            panic!("{resolved:?}")
+        };
+        assert_eq!(
+            (held.sent_at, held.modified, held.seq),
+            (MonoTime(100), Revision(15), 8)
+        );
     }
 
     #[test]
     fn whoever_else_stands_in_the_record_has_deposed_us() {
         let thieves = [
-            LeaseRecord { epoch: Epoch(4), owner: "b".into(), ..record(8) },
-            LeaseRecord { session: String::from("other"), ..record(8) },
-            LeaseRecord { state: RecordState::Released, ..record(8) },
+            LeaseRecord {
+                epoch: Epoch(4),
+                owner: "b".into(),
+                ..record(8)
+            },
+            LeaseRecord {
+                session: String::from("other"),
+                ..record(8)
+            },
+            LeaseRecord {
+                state: RecordState::Released,
+                ..record(8)
+            },
             record(9),
         ];
         for thief in thieves {
@@ -262,14 +313,20 @@ mod tests {
     fn a_read_from_before_the_refusal_is_repeated() {
         let mut renewal = settled();
         renewal.attempt(&terms(), MonoTime(100), true);
-        assert_eq!(renewal.resolve(Some(&entry(&record(7), 11))), Resolved::Again);
+        assert_eq!(
+            renewal.resolve(Some(&entry(&record(7), 11))),
+            Resolved::Again
+        );
     }
 
     #[test]
     fn an_earlier_process_extends_no_deadline() {
         let mut renewal = adopted();
         renewal.attempt(&terms(), MonoTime(100), true);
-        assert_eq!(renewal.resolve(Some(&entry(&record(6), 12))), Resolved::Again);
+        assert_eq!(
+            renewal.resolve(Some(&entry(&record(6), 12))),
+            Resolved::Again
+        );
         let (written, txn) = renewal.attempt(&terms(), MonoTime(200), true);
         assert_eq!(txn.when, [Compare::Unchanged(Key::Record, Revision(12))]);
         let held = renewal.committed(written, Revision(13));

@@ -69,7 +69,9 @@ pub(crate) struct SessionLoop {
 
 fn ttl_of(goal: &LeaseGoal) -> Duration {
     match goal {
-        LeaseGoal::Session { ttl } | LeaseGoal::Leader { ttl } | LeaseGoal::Record { ttl, .. } => *ttl,
+        LeaseGoal::Session { ttl } | LeaseGoal::Leader { ttl } | LeaseGoal::Record { ttl, .. } => {
+            *ttl
+        }
     }
 }
 
@@ -81,7 +83,12 @@ impl SessionLoop {
     /// Without a lease.
     pub(crate) fn new(tools: Tools) -> Self {
         let changes = tools.shared.changes();
-        Self { tools, changes, lease: None, stream: None }
+        Self {
+            tools,
+            changes,
+            lease: None,
+            stream: None,
+        }
     }
 
     /// Keeps the session until the future is dropped.
@@ -103,9 +110,16 @@ impl SessionLoop {
     /// hang on it.
     async fn grant(&mut self, previous: Option<Lease>, ttl: Duration) -> Duration {
         let sent_at = clock::now();
-        let seconds = i64::try_from(ttl.as_millis().div_ceil(1000)).unwrap_or(i64::MAX).max(1);
+        let seconds = i64::try_from(ttl.as_millis().div_ceil(1000))
+            .unwrap_or(i64::MAX)
+            .max(1);
         let ask = |mut client: Client| async move { client.lease_grant(seconds, None).await };
-        let (granted, _) = match self.tools.endpoints.repeat(GRANT_LIMIT, ATTEMPT_LIMIT, ask).await {
+        let (granted, _) = match self
+            .tools
+            .endpoints
+            .repeat(GRANT_LIMIT, ATTEMPT_LIMIT, ask)
+            .await
+        {
             Ok(granted) => granted,
             Err(fault) => {
                 tracing::debug!(error = fault.text(), "no session could be had");
@@ -120,11 +134,21 @@ impl SessionLoop {
             let url = self.tools.endpoints.current();
             let limit = attempt_limit(ttl_granted);
             if let Err(fault) = self.tools.attempt(&url, limit, &moving).await {
-                tracing::debug!(error = fault.text(), "/leader may hang on the previous session");
+                tracing::debug!(
+                    error = fault.text(),
+                    "/leader may hang on the previous session"
+                );
             }
         }
-        let session = Session { id, ttl: ttl_granted, sent_at };
-        self.lease = Some(Lease { session, asked: ttl });
+        let session = Session {
+            id,
+            ttl: ttl_granted,
+            sent_at,
+        };
+        self.lease = Some(Lease {
+            session,
+            asked: ttl,
+        });
         self.stream = None;
         self.tools.shared.set_session(id);
         self.tools.tell(LeaseEvent::Session(session));
@@ -151,11 +175,17 @@ impl SessionLoop {
                 return Duration::ZERO;
             }
             Err(fault) => {
-                tracing::debug!(error = fault.text(), "the session's keepalive was not answered");
+                tracing::debug!(
+                    error = fault.text(),
+                    "the session's keepalive was not answered"
+                );
                 return RETRY_PAUSE;
             }
         };
-        let session = Session { sent_at: beat.sent_at, ..lease.session };
+        let session = Session {
+            sent_at: beat.sent_at,
+            ..lease.session
+        };
         self.lease = Some(Lease { session, ..lease });
         self.tools.tell(LeaseEvent::Session(session));
         if !leads(goal) {
@@ -170,10 +200,14 @@ impl SessionLoop {
             Ok(false) => {
                 let why = format!("/leader does not hang on our lease {}", session.id);
                 self.tools.tell(LeaseEvent::Refused(why));
-                every
+                // The member loop may be about to put it there.
+                BEAT_EVERY_MIN
             }
             Err(fault) => {
-                tracing::debug!(error = fault.text(), "whether /leader is ours was not answered");
+                tracing::debug!(
+                    error = fault.text(),
+                    "whether /leader is ours was not answered"
+                );
                 RETRY_PAUSE
             }
         }
@@ -208,7 +242,12 @@ impl SessionLoop {
                 endpoints.prove(&url, limit).await?;
                 let open = |mut client: Client| async move { client.lease_keep_alive(id.0).await };
                 let (keeper, answers) = endpoints.attempt(&url, limit, &open).await?;
-                Stream { url: url.clone(), lease: id, keeper, answers }
+                Stream {
+                    url: url.clone(),
+                    lease: id,
+                    keeper,
+                    answers,
+                }
             }
         };
         let sent_at = clock::now();
@@ -221,7 +260,9 @@ impl SessionLoop {
             Ok(Ok(Some(answer))) => Ok(answer),
             Ok(Ok(None)) => Err(Fault::Away(format!("{url} ended the stream of keepalives"))),
             Ok(Err(err)) => Err(classify(&err)),
-            Err(_) => Err(Fault::Away(format!("{url} did not answer within {limit:?}"))),
+            Err(_) => Err(Fault::Away(format!(
+                "{url} did not answer within {limit:?}"
+            ))),
         };
         match answer {
             Ok(answer) => {
@@ -250,7 +291,9 @@ impl SessionLoop {
         let response = self.tools.attempt(&beat.url, limit, &request).await?;
         let term = response.header().map_or(0, ResponseHeader::raft_term);
         if response.succeeded() && term != beat.term {
-            return Err(Fault::Away(String::from("etcd changed its leader in between")));
+            return Err(Fault::Away(String::from(
+                "etcd changed its leader in between",
+            )));
         }
         Ok(response.succeeded())
     }

@@ -22,9 +22,16 @@ const NEVER_WRITTEN: &str = ".never";
 /// Each compare means exactly what [`Snapshot::holds`] says: a missing key has revision and lease 0 in
 /// etcd, so conditions on these also demand that the key exists.
 pub(crate) fn to_etcd(txn: &Txn, keyspace: &Keyspace, session: LeaseId) -> etcd_client::Txn {
-    let when: Vec<EtcdCompare> =
-        txn.when.iter().flat_map(|compare| conditions(compare, keyspace)).collect();
-    let mut then: Vec<TxnOp> = txn.then.iter().map(|op| operation(op, keyspace, session)).collect();
+    let when: Vec<EtcdCompare> = txn
+        .when
+        .iter()
+        .flat_map(|compare| conditions(compare, keyspace))
+        .collect();
+    let mut then: Vec<TxnOp> = txn
+        .then
+        .iter()
+        .map(|op| operation(op, keyspace, session))
+        .collect();
     if then.is_empty() {
         then.push(commit_only(keyspace));
     }
@@ -36,15 +43,22 @@ fn conditions(compare: &Compare, keyspace: &Keyspace) -> Vec<EtcdCompare> {
         |key: &Key| EtcdCompare::create_revision(keyspace.path(key), CompareOp::Greater, 0);
     match compare {
         Compare::Absent(key) => {
-            vec![EtcdCompare::create_revision(keyspace.path(key), CompareOp::Equal, 0)]
+            vec![EtcdCompare::create_revision(
+                keyspace.path(key),
+                CompareOp::Equal,
+                0,
+            )]
         }
         Compare::Present(key) => vec![present(key)],
         Compare::Value(key, value) => {
-            vec![EtcdCompare::value(keyspace.path(key), CompareOp::Equal, value.as_str())]
+            vec![EtcdCompare::value(
+                keyspace.path(key),
+                CompareOp::Equal,
+                value.as_str(),
+            )]
         }
         Compare::Unchanged(key, revision) => {
-            let same =
-                EtcdCompare::mod_revision(keyspace.path(key), CompareOp::Equal, revision.0);
+            let same = EtcdCompare::mod_revision(keyspace.path(key), CompareOp::Equal, revision.0);
             vec![present(key), same]
         }
         Compare::OnLease(key, lease) => {
@@ -80,13 +94,25 @@ pub(crate) fn move_leader(keyspace: &Keyspace, from: LeaseId, to: LeaseId) -> et
     let leader = keyspace.path(&Key::Leader);
     let options = PutOptions::new().with_lease(to.0).with_ignore_value();
     etcd_client::Txn::new()
-        .when([EtcdCompare::lease(leader.as_str(), CompareOp::Equal, from.0)])
+        .when([EtcdCompare::lease(
+            leader.as_str(),
+            CompareOp::Equal,
+            from.0,
+        )])
         .and_then([TxnOp::put(leader.as_str(), "", Some(options))])
 }
 
 /// Whether a transaction puts something on the session lease.
 pub(crate) fn needs_session(txn: &Txn) -> bool {
-    txn.then.iter().any(|op| matches!(op, Op::Put { lease: LeaseRef::Session, .. }))
+    txn.then.iter().any(|op| {
+        matches!(
+            op,
+            Op::Put {
+                lease: LeaseRef::Session,
+                ..
+            }
+        )
+    })
 }
 
 /// What an answered transaction came to.
@@ -127,14 +153,19 @@ pub(crate) async fn commit(
 /// A linearizable read of everything below the prefix.
 pub(crate) async fn range(client: Client, keyspace: Keyspace) -> Result<GetResponse, Error> {
     let mut client = client;
-    client.get(keyspace.prefix(), Some(GetOptions::new().with_prefix())).await
+    client
+        .get(keyspace.prefix(), Some(GetOptions::new().with_prefix()))
+        .await
 }
 
 /// What [`range`] found.
 pub(crate) fn snapshot(response: &GetResponse, keyspace: &Keyspace) -> Snapshot {
     let header = response.header();
-    let entries: BTreeMap<String, Entry> =
-        response.kvs().iter().filter_map(|kv| entry(kv, keyspace)).collect();
+    let entries: BTreeMap<String, Entry> = response
+        .kvs()
+        .iter()
+        .filter_map(|kv| entry(kv, keyspace))
+        .collect();
     Snapshot {
         cluster_id: header.map_or(0, ResponseHeader::cluster_id),
         revision: Revision(header.map_or(0, ResponseHeader::revision)),
@@ -180,7 +211,10 @@ pub(crate) async fn milestone(client: Client, keyspace: Keyspace) -> Result<GetR
 /// Reads the answer.
 pub(crate) fn read_milestone(response: &GetResponse) -> Milestone {
     let newest = response.kvs().first().map_or(0, KeyValue::mod_revision);
-    Milestone { newest: Revision(newest), keys: response.count() }
+    Milestone {
+        newest: Revision(newest),
+        keys: response.count(),
+    }
 }
 
 /// Reads one key, linearizably, wherever it is answered.
@@ -195,8 +229,14 @@ pub(crate) async fn read_key(
         let path = path.clone();
         async move { client.get(path, None).await }
     };
-    let (response, _) = endpoints.repeat(limit, ATTEMPT_LIMIT.min(limit), ask).await?;
-    Ok(response.kvs().first().and_then(|kv| entry(kv, keyspace)).map(|(_, entry)| entry))
+    let (response, _) = endpoints
+        .repeat(limit, ATTEMPT_LIMIT.min(limit), ask)
+        .await?;
+    Ok(response
+        .kvs()
+        .first()
+        .and_then(|kv| entry(kv, keyspace))
+        .map(|(_, entry)| entry))
 }
 
 /// Removes everything below the prefix. May be repeated.
@@ -210,5 +250,8 @@ pub(crate) async fn delete_all(
         let options = DeleteOptions::new().with_prefix();
         async move { client.delete(prefix, Some(options)).await }
     };
-    endpoints.repeat(limit, ATTEMPT_LIMIT.min(limit), send).await.map(|_| ())
+    endpoints
+        .repeat(limit, ATTEMPT_LIMIT.min(limit), send)
+        .await
+        .map(|_| ())
 }

@@ -15,7 +15,9 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(2);
 ///
 /// Without `cacert` the system's roots count. A `cert` without `key` holds both.
 pub(crate) fn options(config: &EtcdConfig) -> Result<TlsOptions, EtcdError> {
-    let mut tls = TlsOptions::new().timeout(HANDSHAKE_LIMIT).assume_http2(true);
+    let mut tls = TlsOptions::new()
+        .timeout(HANDSHAKE_LIMIT)
+        .assume_http2(true);
     tls = match &config.cacert {
         Some(path) => tls.ca_certificate(Certificate::from_pem(read("cacert", path)?)),
         None => tls.ca_certificates(system_roots()),
@@ -23,7 +25,9 @@ pub(crate) fn options(config: &EtcdConfig) -> Result<TlsOptions, EtcdError> {
     match (&config.cert, &config.key) {
         (Some(cert), key) => {
             let chain = read("cert", cert)?;
-            let key = key.as_ref().map_or(Ok(chain.clone()), |path| read("key", path))?;
+            let key = key
+                .as_ref()
+                .map_or(Ok(chain.clone()), |path| read("key", path))?;
             Ok(tls.identity(Identity::from_pem(chain, key)))
         }
         (None, Some(_)) => Err(EtcdError::KeyWithoutCert),

@@ -40,7 +40,10 @@ struct Inner {
 impl View {
     /// Nothing seen yet.
     pub(crate) fn new(outbox: Outbox) -> Self {
-        Self { outbox, inner: Mutex::default() }
+        Self {
+            outbox,
+            inner: Mutex::default(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -48,7 +51,8 @@ impl View {
     }
 
     fn announce(&self, inner: &Inner) {
-        self.outbox.send(EtcdEvent::Snapshot(Arc::new(inner.snapshot.clone())));
+        self.outbox
+            .send(EtcdEvent::Snapshot(Arc::new(inner.snapshot.clone())));
     }
 
     /// Starts over from a read. `same_world` is false when etcd was replaced or went back: then our
@@ -72,24 +76,29 @@ impl View {
         self.announce(&inner);
     }
 
-    /// Applies one message of the watch.
+    /// Applies one message of the watch. An echo of what we have folded in already is no news.
     pub(crate) fn changes(&self, changes: Vec<Change>) {
         let mut inner = self.lock();
+        let mut news = false;
         for change in changes {
             let at = match change {
                 Change::Put(suffix, entry) => {
                     let at = entry.modified;
+                    news |= inner.snapshot.entries.get(&suffix) != Some(&entry);
                     inner.snapshot.apply_put(&suffix, entry);
                     at
                 }
                 Change::Delete(suffix, at) => {
+                    news |= inner.snapshot.entries.contains_key(&suffix);
                     inner.snapshot.apply_delete(&suffix, at);
                     at
                 }
             };
             inner.watched = inner.watched.max(at);
         }
-        self.announce(&inner);
+        if news {
+            self.announce(&inner);
+        }
     }
 
     /// Folds in what we committed.
@@ -148,7 +157,11 @@ mod tests {
     use proto::dcs::{Key, Op};
 
     fn world(revision: i64) -> Snapshot {
-        Snapshot { cluster_id: 1, revision: Revision(revision), ..Snapshot::default() }
+        Snapshot {
+            cluster_id: 1,
+            revision: Revision(revision),
+            ..Snapshot::default()
+        }
     }
 
     #[test]
@@ -158,7 +171,10 @@ mod tests {
         view.own(&put, LeaseId(0), Revision(5));
         assert!(view.current().is_none());
         view.list(world(4), true);
-        assert!(view.current().is_some_and(|s| s.entries.contains_key("status")));
+        assert!(
+            view.current()
+                .is_some_and(|s| s.entries.contains_key("status"))
+        );
         view.list(world(6), true);
         assert!(view.current().is_some_and(|s| s.entries.is_empty()));
         view.list(world(4), false);
@@ -169,8 +185,15 @@ mod tests {
     fn own_commits_do_not_count_as_watched() {
         let view = View::new(Outbox::nowhere());
         view.list(world(4), true);
-        view.own(&Txn::always(vec![Op::put(Key::Status, "{}")]), LeaseId(0), Revision(6));
-        let milestone = Milestone { newest: Revision(6), keys: 1 };
+        view.own(
+            &Txn::always(vec![Op::put(Key::Status, "{}")]),
+            LeaseId(0),
+            Revision(6),
+        );
+        let milestone = Milestone {
+            newest: Revision(6),
+            keys: 1,
+        };
         assert!(!view.reached(milestone, Revision(6)));
         let entry = Entry {
             value: "{}".into(),

@@ -128,7 +128,8 @@ impl Watcher {
                 return Lost(format!("{url} answers with revision {}", snapshot.revision));
             }
             let id = snapshot.cluster_id;
-            self.outbox.send(EtcdEvent::OtherCluster { was: id, is: id });
+            self.outbox
+                .send(EtcdEvent::OtherCluster { was: id, is: id });
             same_world = false;
         }
         *backward = 0;
@@ -233,7 +234,9 @@ impl Watcher {
         if response.canceled() || response.compact_revision() != 0 {
             let reason = response.cancel_reason();
             let compacted = response.compact_revision();
-            return Err(Lost(format!("cancelled: {reason} (compacted at {compacted})")));
+            return Err(Lost(format!(
+                "cancelled: {reason} (compacted at {compacted})"
+            )));
         }
         let id = response.header().map_or(0, ResponseHeader::cluster_id);
         if id != 0 && id != self.endpoints.directory.cluster_id() {
@@ -275,7 +278,9 @@ impl Watcher {
                     return Ok(CHECK_AGAIN);
                 }
                 let watched = self.view.watched();
-                Err(Lost(format!("the watch stays at revision {watched}, etcd is at {revision}")))
+                Err(Lost(format!(
+                    "the watch stays at revision {watched}, etcd is at {revision}"
+                )))
             }
             Ok(Checked::EndpointDead(text)) => Err(Lost(text)),
             Ok(Checked::NobodyAnswers(text)) => {

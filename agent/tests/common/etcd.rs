@@ -52,7 +52,6 @@ pub struct TlsFiles {
 
 /// One server.
 pub struct Server {
-    name: String,
     args: Vec<String>,
     data_dir: PathBuf,
     /// Its client port.
@@ -66,7 +65,11 @@ impl Server {
         let binary = std::env::var("GARDEN_ETCD").unwrap_or_else(|_| String::from("etcd"));
         let log = std::fs::File::create(self.data_dir.with_extension("log")).expect("create a log");
         let mut command = Command::new(binary);
-        command.args(&self.args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command
+            .args(&self.args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
         command.env("ETCD_UNSUPPORTED_ARCH", std::env::consts::ARCH);
         // SAFETY: the closure makes one system call and allocates nothing.
         unsafe {
@@ -112,14 +115,21 @@ impl Server {
     pub fn wipe(&mut self) {
         self.kill();
         std::fs::remove_dir_all(&self.data_dir).expect("remove the data directory");
-        let token = self.args.iter_mut().find(|a| a.starts_with("--initial-cluster-token"));
+        let token = self
+            .args
+            .iter_mut()
+            .find(|a| a.starts_with("--initial-cluster-token"));
         token.expect("it is always given").push('x');
         self.spawn();
     }
 
     /// What clients connect to.
     pub fn url(&self) -> String {
-        format!("{}://127.0.0.1:{}", if self.tls { "https" } else { "http" }, self.port)
+        format!(
+            "{}://127.0.0.1:{}",
+            if self.tls { "https" } else { "http" },
+            self.port
+        )
     }
 }
 
@@ -154,6 +164,9 @@ impl Cluster {
             .enumerate()
             .map(|(at, (_, peer))| format!("e{at}=http://127.0.0.1:{peer}"))
             .collect();
+        let token = ports
+            .first()
+            .map_or_else(String::new, |(port, _)| format!("t{port}"));
         let server = |(at, (port, peer)): (usize, &(u16, u16))| {
             let data_dir = scratch("etcd");
             let client_url = format!("{scheme}://127.0.0.1:{port}");
@@ -166,7 +179,7 @@ impl Cluster {
                 format!("--listen-peer-urls={peer_url}"),
                 format!("--initial-advertise-peer-urls={peer_url}"),
                 format!("--initial-cluster={}", members.join(",")),
-                format!("--initial-cluster-token=t{port}"),
+                format!("--initial-cluster-token={token}"),
                 String::from("--heartbeat-interval=50"),
                 String::from("--election-timeout=500"),
                 String::from("--log-level=warn"),
@@ -180,13 +193,20 @@ impl Cluster {
                     String::from("--client-cert-auth"),
                 ]);
             }
-            let name = format!("e{at}");
-            let mut server =
-                Server { name, args, data_dir, port: *port, tls: tls.is_some(), child: None };
+            let tls = tls.is_some();
+            let mut server = Server {
+                args,
+                data_dir,
+                port: *port,
+                tls,
+                child: None,
+            };
             server.spawn();
             server
         };
-        Self { servers: ports.iter().enumerate().map(server).collect() }
+        Self {
+            servers: ports.iter().enumerate().map(server).collect(),
+        }
     }
 
     /// Starts `count` servers and waits until they answer.
@@ -217,13 +237,18 @@ impl Cluster {
     /// The library's own client, for what the agent never does.
     pub async fn admin(&self) -> etcd_client::Client {
         let url = self.servers.first().expect("there is a server").url();
-        etcd_client::Client::connect([url], None).await.expect("connect")
+        etcd_client::Client::connect([url], None)
+            .await
+            .expect("connect")
     }
 }
 
 /// A configuration with just these endpoints.
 pub fn config(endpoints: impl IntoIterator<Item = String>) -> EtcdConfig {
-    EtcdConfig { endpoints: endpoints.into_iter().collect(), ..EtcdConfig::default() }
+    EtcdConfig {
+        endpoints: endpoints.into_iter().collect(),
+        ..EtcdConfig::default()
+    }
 }
 
 /// Where the tests write.
@@ -245,7 +270,9 @@ pub async fn wait_for<T>(
             }
         }
     });
-    found.await.unwrap_or_else(|_| panic!("no {what} within {PATIENCE:?}"))
+    found
+        .await
+        .unwrap_or_else(|_| panic!("no {what} within {PATIENCE:?}"))
 }
 
 /// Asserts that no event that `pick` takes arrives within `quiet`.
@@ -272,7 +299,11 @@ pub struct Relay {
 impl Relay {
     /// Relays to `target`.
     pub async fn start(target: u16) -> Self {
-        let mut relay = Self { port: free_port(), target, task: None };
+        let mut relay = Self {
+            port: free_port(),
+            target,
+            task: None,
+        };
         relay.mend().await;
         relay
     }
@@ -287,7 +318,9 @@ impl Relay {
 
     /// Relays again.
     pub async fn mend(&mut self) {
-        let listener = tokio::net::TcpListener::bind(("127.0.0.1", self.port)).await.expect("bind");
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", self.port))
+            .await
+            .expect("bind");
         let target = self.target;
         self.task = Some(tokio::spawn(async move {
             let mut pairs = JoinSet::new();
