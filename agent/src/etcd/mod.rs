@@ -33,6 +33,7 @@ pub use error::EtcdError;
 pub use keeper::Keeper;
 
 use crate::config::EtcdConfig;
+use crate::rest::Store;
 use directory::Directory;
 use endpoints::{ATTEMPT_LIMIT, Endpoints};
 use outbox::Outbox;
@@ -41,6 +42,7 @@ use proto::core::observation::{HeldRecord, Session};
 use proto::dcs::txn::TxnOutcome;
 use proto::dcs::{Key, Keyspace, Snapshot, Txn};
 use proto::ids::{Epoch, LeaseId};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -250,5 +252,18 @@ impl Etcd {
     /// The endpoint in use.
     pub fn endpoint(&self) -> String {
         self.inner.endpoints.current().to_string()
+    }
+}
+
+type Sending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What requests of operators need. The driver implements it, so that REST does not know etcd.
+impl Store for Etcd {
+    fn commit<'a>(&'a self, txn: &'a Txn, limit: Duration) -> Sending<'a, TxnOutcome> {
+        Box::pin(Self::commit(self, txn, limit))
+    }
+
+    fn read(&self, limit: Duration) -> Sending<'_, Option<Snapshot>> {
+        Box::pin(async move { Self::read(self, limit).await.ok() })
     }
 }
