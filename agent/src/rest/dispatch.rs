@@ -4,6 +4,7 @@ use super::access::{self, Allowlist};
 use super::answer::{Answer, render};
 use super::routes::{BodyRule, Endpoint, Route, find};
 use super::{RestRequest, RestState, body, config, handover, jobs, openapi, read};
+use crate::clock;
 use crate::config::AgentConfig;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -56,7 +57,7 @@ impl Shared {
 
     /// The snapshot of this moment.
     pub(super) fn published(&self) -> Arc<Published> {
-        self.state.published.borrow().clone()
+        self.state.published.borrow().as_of(clock::now())
     }
 
     /// The configuration of this moment.

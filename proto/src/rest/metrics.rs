@@ -63,7 +63,8 @@ impl Page {
 /// The whole page. `failsafe_member`: we stand in the last `/failsafe` that was seen.
 pub fn page(published: &Published, failsafe_member: bool, now: MonoTime) -> String {
     let settings = &published.settings;
-    let labels = format!("{{scope=\"{}\",name=\"{}\"}}", settings.scope, settings.me);
+    let (scope, name) = (escape(&settings.scope), escape(settings.me.as_str()));
+    let labels = format!("{{scope=\"{scope}\",name=\"{name}\"}}");
     let mut page = Page {
         text: String::with_capacity(8192),
         labels,
@@ -73,6 +74,13 @@ pub fn page(published: &Published, failsafe_member: bool, now: MonoTime) -> Stri
     cluster_part(&mut page, published, failsafe_member);
     own_part(&mut page, published, now);
     page.text
+}
+
+/// A label value; a name with a quote in it must not break the page.
+fn escape(text: &str) -> String {
+    text.replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
 }
 
 fn version_number(version: &str) -> String {

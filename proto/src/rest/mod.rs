@@ -25,7 +25,7 @@ pub use status::{shown_role, shown_state, status_document};
 
 use crate::config::Settings;
 use crate::core::decision::LeaseGoal;
-use crate::core::observation::{LocalPostgres, Wishes};
+use crate::core::observation::{LocalPostgres, Sql, Wishes};
 use crate::dcs::view::ClusterView;
 use crate::dcs::{PgRole, PgState};
 use crate::ids::SystemId;
@@ -37,7 +37,7 @@ use std::sync::Arc;
 /// like.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Published {
-    /// When it was taken.
+    /// When it was taken. Must be renewed at least every `ttl`: see [`Published::as_of`].
     pub at: MonoTime,
     /// The settings in force.
     pub settings: Arc<Settings>,
@@ -113,9 +113,17 @@ impl Published {
         self.leader_until.is_some_and(|until| now < until)
     }
 
-    /// The view, unless it has aged beyond `ttl` because the loop stands still.
-    pub fn view_at(&self, now: MonoTime) -> Option<&ClusterView> {
-        let fresh = now.since(self.at) < self.settings.cluster.timing.ttl();
-        self.view.as_deref().filter(|_| fresh)
+    /// What of this is still worth saying at `now`. The loop publishes with every cycle, so a snapshot
+    /// older than `ttl` means that it stands still: then neither the view nor the last answer of
+    /// PostgreSQL is news, and a member that cannot decide must not look fit. The lock has its own
+    /// deadline and stays as it is.
+    pub fn as_of(self: &Arc<Self>, now: MonoTime) -> Arc<Self> {
+        if now.since(self.at) < self.settings.cluster.timing.ttl() {
+            return self.clone();
+        }
+        let mut aged = Self::clone(self);
+        aged.view = None;
+        Arc::make_mut(&mut aged.postgres).sql = Sql::None;
+        Arc::new(aged)
     }
 }
