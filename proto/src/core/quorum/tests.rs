@@ -1,7 +1,7 @@
 use super::*;
 use crate::core::sync::world::{World, world};
 use serde_json::json;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 fn names(list: &str) -> Names {
     list.chars().map(String::from).collect()
@@ -183,8 +183,10 @@ fn sequences_end_where_they_should_from_every_state() {
 /// A commit is a set of standbys that hold it. It is acknowledged once it is on any `n` of `S` that
 /// stream, and the worst case is that no other standby gets it. A standby proves itself by holding all
 /// commits from before the last change of the names. At every moment, whoever collects `q` votes
-/// besides its own must find every acknowledged commit among the voters.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// besides its own must find every acknowledged commit among the voters; and who does, may take over.
+///
+/// Sets of nodes are bits of a number; so are sets of such sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Model {
     voters: u8,
     quorum: u32,
@@ -193,20 +195,30 @@ struct Model {
     active: u8,
     proved: u8,
     wanted: u32,
-    /// Holders of commits before the last change of names, and since; only the minimal sets.
-    before: BTreeSet<u8>,
-    since: BTreeSet<u8>,
-}
-
-fn minimal(sets: &BTreeSet<u8>) -> BTreeSet<u8> {
-    let covered = |set: &u8| {
-        sets.iter()
-            .any(|other| other != set && other & set == *other)
-    };
-    sets.iter().copied().filter(|set| !covered(set)).collect()
+    /// Holders of commits from before the last change of names, and of those since.
+    before: u8,
+    since: u8,
 }
 
 const NODES: u8 = 3;
+
+fn members(sets: u8) -> impl Iterator<Item = u8> {
+    (0..8).filter(move |set| sets & (1 << set) != 0)
+}
+
+/// Only the smallest sets matter.
+fn minimal(sets: u8) -> u8 {
+    let covered = |set: u8| members(sets).any(|other| other != set && other & set == other);
+    members(sets)
+        .filter(|set| !covered(*set))
+        .map(|set| 1 << set)
+        .sum()
+}
+
+/// All commits reach `node`.
+fn spread(sets: u8, node: u8) -> u8 {
+    minimal(members(sets).fold(0, |all, set| all | 1 << (set | node)))
+}
 
 fn letters(mask: u8) -> Names {
     (0..NODES)
@@ -219,64 +231,100 @@ fn mask(names: &Names) -> u8 {
     names.iter().map(|n| 1 << (n.as_bytes()[0] - b'B')).sum()
 }
 
+type Known = HashMap<(u8, u32, u8, u32, u8, u32, u32), Option<Change>>;
+
 impl Model {
     fn safe(&self) -> bool {
-        let missing = |holders: &u8| (self.voters & !holders).count_ones() <= self.quorum;
-        self.voters == 0 || self.before.iter().chain(&self.since).all(missing)
+        let missing = |holders: u8| (self.voters & !holders).count_ones() <= self.quorum;
+        self.voters == 0 || members(self.before | self.since).all(missing)
     }
 
-    fn step(&self, known: &mut HashMap<QuorumState, Option<Change>>) -> Option<Self> {
-        let state = QuorumState {
-            voters: letters(self.voters),
-            quorum: self.quorum,
-            names: letters(self.names),
-            count: self.count,
-            active: letters(self.active),
-            confirmed: (self.proved & self.names & self.active).count_ones(),
-            wanted: self.wanted,
-        };
-        let change = known.entry(state).or_insert_with_key(next_change).clone()?;
-        let mut next = self.clone();
-        match change {
-            Change::Key { quorum, voters } => (next.quorum, next.voters) = (quorum, mask(&voters)),
-            Change::Names { count, names } => {
-                (next.count, next.names) = (count, mask(&names));
-                next.proved = 0;
-                next.before = minimal(&(&self.before | &self.since));
-                next.since = BTreeSet::new();
-            }
-        }
-        Some(next)
+    fn step(self, known: &mut Known) -> Option<Self> {
+        let Self {
+            voters,
+            quorum,
+            names,
+            count,
+            active,
+            wanted,
+            ..
+        } = self;
+        let confirmed = (self.proved & names & active).count_ones();
+        let change = known
+            .entry((voters, quorum, names, count, active, confirmed, wanted))
+            .or_insert_with(|| {
+                next_change(&QuorumState {
+                    voters: letters(voters),
+                    quorum,
+                    names: letters(names),
+                    count,
+                    active: letters(active),
+                    confirmed,
+                    wanted,
+                })
+            });
+        Some(match change.clone()? {
+            Change::Key { quorum, voters } => Self {
+                quorum,
+                voters: mask(&voters),
+                ..self
+            },
+            Change::Names { count, names } => Self {
+                count,
+                names: mask(&names),
+                proved: 0,
+                before: minimal(self.before | self.since),
+                since: 0,
+                ..self
+            },
+        })
     }
 
-    fn moves(&self, known: &mut HashMap<QuorumState, Option<Change>>) -> Vec<Self> {
+    /// `node` becomes the primary. From now on its bit means the old primary, which holds everything.
+    fn takeover(self, node: u8) -> Option<Self> {
+        let votes = self.voters.count_ones() - u32::from(self.voters & node != 0);
+        let needed = self.quorum + u32::from(self.voters & node == 0);
+        let voters = self.voters | node;
+        let count = voters.count_ones().saturating_sub(self.quorum);
+        (self.voters != 0 && votes >= needed && count > 0).then(|| Self {
+            voters,
+            names: voters,
+            count,
+            active: 0,
+            proved: 0,
+            before: spread(self.before | self.since, node),
+            since: 0,
+            ..self
+        })
+    }
+
+    fn moves(self, known: &mut Known) -> Vec<Self> {
         let mut moves: Vec<Self> = self.step(known).into_iter().collect();
-        for holders in 0..1 << NODES {
+        for holders in 0..1_u8 << NODES {
             let streaming = holders & self.names & self.active == holders;
-            if streaming && u8::count_ones(holders) == self.count {
-                let mut next = self.clone();
-                next.since.insert(holders);
-                next.since = minimal(&next.since);
-                moves.push(next);
+            if streaming && holders.count_ones() == self.count {
+                moves.push(Self {
+                    since: minimal(self.since | 1 << holders),
+                    ..self
+                });
             }
         }
         for node in (0..NODES).map(|i| 1 << i) {
-            let mut next = self.clone();
-            next.active ^= node;
-            moves.push(next);
+            moves.push(Self {
+                active: self.active ^ node,
+                ..self
+            });
+            moves.extend(self.takeover(node));
             if self.active & node != 0 && self.proved & node == 0 {
-                let mut next = self.clone();
-                next.proved |= node;
-                next.before = minimal(&self.before.iter().map(|set| set | node).collect());
-                moves.push(next);
+                let proved = self.proved | node;
+                moves.push(Self {
+                    proved,
+                    before: spread(self.before, node),
+                    ..self
+                });
             }
         }
-        for wanted in 1..=2 {
-            moves.push(Self {
-                wanted,
-                ..self.clone()
-            });
-        }
+        moves.extend((1..=2).map(|wanted| Self { wanted, ..self }));
         moves
     }
 }
@@ -291,28 +339,29 @@ fn no_acknowledged_commit_is_missed_by_an_election() {
         active: 0,
         proved: 0,
         wanted: 1,
-        before: BTreeSet::new(),
-        since: BTreeSet::new(),
+        before: 0,
+        since: 0,
     };
-    let mut known = HashMap::new();
-    let mut seen = std::collections::HashSet::from([start.clone()]);
+    let mut known = Known::new();
+    let mut seen = HashSet::from([start]);
     let mut open = vec![start];
-    let mut elections = BTreeMap::new();
+    let mut quorums = BTreeSet::new();
     while let Some(model) = open.pop() {
         assert!(model.safe(), "{model:?}");
         if model.voters != 0 {
-            *elections.entry(model.quorum).or_insert(0_u32) += 1;
+            quorums.insert(model.quorum);
         }
         for next in model.moves(&mut known) {
-            if seen.insert(next.clone()) {
+            if seen.insert(next) {
                 open.push(next);
             }
         }
     }
     assert!(
-        elections.contains_key(&0) && elections.contains_key(&1),
-        "{elections:?}"
+        quorums.contains(&0) && quorums.contains(&1),
+        "the model must hold elections"
     );
+    assert!(seen.len() > 10_000, "{} states", seen.len());
 }
 
 fn quorum_world(standbys: &[&str], strict: bool) -> World {

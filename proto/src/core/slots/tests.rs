@@ -1,4 +1,6 @@
 use super::*;
+use crate::core::decision::SlotPlan;
+use crate::core::observation::SlotRow;
 use crate::dcs::{LeaderRecord, MemberEntry};
 use crate::ids::{LeaseId, Revision};
 use crate::time::MonoTime;

@@ -1,6 +1,7 @@
 use super::world::{World, world};
 use super::*;
-use crate::ids::Revision;
+use crate::ids::{Revision, STRICT_PLACEHOLDER};
+use crate::wal::Lsn;
 use serde_json::{Value, json};
 
 fn key(names: &[&str]) -> SyncStep {

@@ -4,7 +4,8 @@ use super::*;
 use crate::config::SyncMode;
 use crate::core::observation::WalSender;
 use crate::dcs::{MemberEntry, MemberRecord};
-use crate::ids::{LeaseId, Revision};
+use crate::ids::{LeaseId, Revision, STRICT_PLACEHOLDER};
+use crate::wal::Lsn;
 use serde_json::{Value, json};
 
 /// A primary `p`, its standbys, `/sync` and `synchronous_standby_names`, with PostgreSQL obeying at
