@@ -18,7 +18,8 @@
 //! are [`proto::fence::FenceClock`]; this module must not contain a second set of them.
 //!
 //! Reading order: [`serve`] (the loop), [`fence`] and [`proc`] (ending processes), [`spawn`] (starting
-//! and adopting), [`timer`], [`witness`], [`selftest`], [`note`]; [`client`] is the agent's side.
+//! and adopting), [`timer`], [`witness`], [`selftest`], [`note`]; [`client`] is the agent's side, and
+//! [`supervise`] a container's first process.
 
 pub mod client;
 pub mod fence;
@@ -27,12 +28,14 @@ pub mod proc;
 pub mod selftest;
 pub mod serve;
 pub mod spawn;
+pub mod supervise;
 pub mod timer;
 pub mod witness;
 
 pub use client::{AttachOptions, GuardianClient, GuardianEvent, Hello};
 pub use proto::fence::{Armed, Basis};
 
+use clap::Parser;
 use std::ffi::OsString;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -86,7 +89,15 @@ pub enum GuardianError {
     System(&'static str, #[source] nix::Error),
 }
 
-/// Command line of `garden-agent guardian`.
+/// Command line of `garden-agent guardian`; the other form is `--supervise` and the agent's own words.
+#[derive(Clone, Debug, clap::Parser)]
+#[command(name = "garden-agent guardian")]
+struct CommandLine {
+    #[command(flatten)]
+    args: Args,
+}
+
+/// What a guardian is told on its command line.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Data directory of the PostgreSQL to guard.
@@ -109,6 +120,25 @@ impl Args {
             words.extend(["--log".into(), log.clone().into()]);
         }
         words
+    }
+}
+
+/// `garden-agent guardian` with these words behind it, or, after `--supervise`, a container's first
+/// process that runs `garden-agent` with them. Returns the exit status of the process.
+pub fn main(words: &[OsString]) -> u8 {
+    let name = OsString::from("garden-agent guardian");
+    if let Some((first, rest)) = words.split_first()
+        && first == "--supervise"
+    {
+        return supervise::run(rest);
+    }
+    match CommandLine::try_parse_from(std::iter::once(&name).chain(words)) {
+        Ok(CommandLine { args }) => run(&args),
+        Err(error) => {
+            // Help and mistakes alike; there is nobody to tell when even that cannot be written.
+            let _ = error.print();
+            u8::try_from(error.exit_code()).unwrap_or(2)
+        }
     }
 }
 
@@ -174,4 +204,37 @@ impl Fnv {
 /// A path as the wire carries it.
 fn path_bytes(path: &Path) -> Vec<u8> {
     path.as_os_str().to_os_string().into_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_of_arguments_give_them_back() {
+        let args = Args {
+            data_dir: "/var/lib/x y".into(),
+            log: Some("/log".into()),
+            fence_ms: 300,
+        };
+        let words = args.to_words();
+        let back = CommandLine::try_parse_from(&words).unwrap().args;
+        assert_eq!(back.to_words(), words);
+        assert!(CommandLine::try_parse_from(["guardian"]).is_err());
+    }
+
+    #[test]
+    fn a_directory_has_one_name_whether_it_exists_or_not() {
+        let base = std::env::temp_dir().join(format!("garden-canonical-{}", std::process::id()));
+        std::fs::create_dir_all(base.join("real")).unwrap();
+        std::os::unix::fs::symlink(base.join("real"), base.join("link")).unwrap();
+        let real = base.join("real").canonicalize().unwrap();
+        assert_eq!(canonical(&base.join("link")), real);
+        assert_eq!(canonical(&base.join("link/data")), real.join("data"));
+        assert_eq!(canonical(&base.join("real/./data")), real.join("data"));
+        let name = |path: &str| socket_address(Path::new(path)).unwrap();
+        assert_eq!(name("/x/a").as_abstract_name(), name("/x/a").as_abstract_name());
+        assert_ne!(name("/x/a").as_abstract_name(), name("/x/b").as_abstract_name());
+        std::fs::remove_dir_all(base).unwrap();
+    }
 }
