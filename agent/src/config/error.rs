@@ -74,6 +74,9 @@ pub enum ConfigError {
         /// What it should have been.
         expected: String,
     },
+    /// `-d` names a kind of store that nobody knows.
+    #[error("Unknown dcs scheme: {0}")]
+    UnknownStore(String),
     /// The control tool was given a file that is not there.
     #[error(
         "Provided config file {0} not existing or no read rights. Check the -c/--config-file parameter"
@@ -82,6 +85,17 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
+    /// The key that the error is about.
+    pub fn key(&self) -> Option<&str> {
+        match self {
+            Self::Missing { key, .. }
+            | Self::Value { key, .. }
+            | Self::Unsupported { key, .. }
+            | Self::Dynamic { key, .. } => Some(key),
+            _ => None,
+        }
+    }
+
     /// The error and its causes in one line.
     pub fn line(&self) -> String {
         let mut line = self.to_string();

@@ -83,6 +83,53 @@ impl LocalConfig {
         effective::control(self.doc(), &self.origins)
     }
 
+    /// `-d`: a store on the control tool's command line, in place of every configured one. The form is
+    /// `[scheme://][host][:port][/namespace]`; `etcd` and no scheme mean etcd's v3 API, since there
+    /// is no other here.
+    pub fn use_store(&mut self, url: &str) -> Result<(), ConfigError> {
+        let (scheme, rest) = url.split_once("://").unwrap_or(("etcd3", url));
+        match scheme {
+            "etcd" | "etcd3" => {}
+            "consul" | "zookeeper" | "exhibitor" => {
+                return Err(ConfigError::Unsupported {
+                    origin: String::from("--dcs"),
+                    key: scheme.to_owned(),
+                    why: String::from("only etcd3 is supported as the cluster's store"),
+                });
+            }
+            unknown => return Err(ConfigError::UnknownStore(unknown.to_owned())),
+        }
+        let (address, namespace) = match rest.split_once('/') {
+            Some((address, namespace)) => (address, Some(namespace)),
+            None => (rest, None),
+        };
+        let address = match address {
+            "" => String::from("localhost"),
+            port if port.starts_with(':') => format!("localhost{port}"),
+            address => address.to_owned(),
+        };
+        let doc = &mut self.doc.0;
+        doc.retain(|key, _| {
+            !matches!(
+                key.as_str(),
+                "consul" | "etcd" | "etcd3" | "exhibitor" | "zookeeper"
+            )
+        });
+        doc.insert(
+            String::from("etcd3"),
+            serde_json::json!({ "host": address }),
+        );
+        if let Some(namespace) = namespace.filter(|namespace| !namespace.is_empty()) {
+            doc.insert(String::from("namespace"), Value::from(namespace));
+        }
+        Ok(())
+    }
+
+    #[cfg(test)]
+    pub(super) fn origins(&self) -> &Origins {
+        &self.origins
+    }
+
     /// Where PGDATA is, which must be known before the cached dynamic document can be read.
     pub fn data_dir(&self) -> Option<std::path::PathBuf> {
         let path = self.doc().get("postgresql")?.get("data_dir")?.as_str()?;

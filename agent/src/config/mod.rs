@@ -4,6 +4,7 @@
 //! [`AgentConfig`] is the meaning: parsed, checked, defaults filled in. The other modules read it and
 //! never the YAML.
 
+pub mod cache;
 mod effective;
 pub mod env;
 pub mod error;
@@ -12,6 +13,7 @@ mod local;
 pub mod merge;
 pub mod secret;
 mod source;
+pub mod validate;
 pub mod value;
 pub mod yaml;
 

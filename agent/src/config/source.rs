@@ -103,6 +103,18 @@ impl Loader {
         })
     }
 
+    /// The control tool's source: the file that was named, which must exist, else
+    /// `patronictl.yaml` of the user's configuration directory, which may not (`cli.md` 2).
+    pub fn for_control(named: Option<&Path>, environment: Captured) -> Result<Self, ConfigError> {
+        match named {
+            Some(path) if fs::metadata(path).is_err() => {
+                Err(ConfigError::ProvidedFile(path.to_owned()))
+            }
+            Some(path) => Self::new(Some(path), environment),
+            None => Self::new(default_control_file().as_deref(), environment),
+        }
+    }
+
     /// The source.
     pub fn source(&self) -> &Source {
         &self.source
@@ -160,6 +172,13 @@ impl Loader {
             Source::Environment => Ok(Vec::new()),
         }
     }
+}
+
+fn default_control_file() -> Option<PathBuf> {
+    let absolute = |dir: PathBuf| Some(dir).filter(|dir| dir.is_absolute());
+    let base = std::env::var_os("XDG_CONFIG_HOME").and_then(|dir| absolute(dir.into()));
+    let base = base.or_else(|| std::env::home_dir().map(|home| home.join(".config")))?;
+    Some(base.join("patroni").join("patronictl.yaml"))
 }
 
 /// `*.yml` and `*.yaml` directly inside, sorted by their bytes.

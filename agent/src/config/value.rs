@@ -368,3 +368,6 @@ fn double_quoted_word(chars: &mut std::str::Chars<'_>, word: &mut String) -> Opt
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

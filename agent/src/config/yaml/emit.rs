@@ -5,18 +5,26 @@ use super::resolve;
 use serde_json::{Map, Value};
 use std::fmt::Write as _;
 
+/// PyYAML's default: a long text is folded at the first blank after this column.
+const WIDTH: usize = 80;
+
 /// Block style with sorted keys, ending in a newline.
 pub fn to_string(value: &Value) -> String {
-    let mut out = String::new();
+    to_string_wide(value, WIDTH)
+}
+
+/// [`to_string`], folding at another column.
+pub fn to_string_wide(value: &Value, width: usize) -> String {
+    let mut out = Writer {
+        text: String::new(),
+        width,
+    };
     match value {
-        Value::Object(map) if !map.is_empty() => block_map(&mut out, map, 0),
-        Value::Array(items) if !items.is_empty() => block_list(&mut out, items, 0),
-        other => {
-            out.push_str(&scalar(other, 0));
-            out.push('\n');
-        }
+        Value::Object(map) if !map.is_empty() => out.block_map(map, 0),
+        Value::Array(items) if !items.is_empty() => out.block_list(items, 0),
+        other => out.scalar_line(other, 0),
     }
-    out
+    out.text
 }
 
 /// One line in flow style with sorted keys: `{clonefrom: true, nofailover: true}`.
@@ -46,57 +54,93 @@ fn sorted(map: &Map<String, Value>) -> Vec<(&str, &Value)> {
     pairs
 }
 
-fn indent(out: &mut String, level: usize) {
-    out.extend(std::iter::repeat_n("  ", level));
+struct Writer {
+    text: String,
+    width: usize,
 }
 
-fn block_map(out: &mut String, map: &Map<String, Value>, level: usize) {
-    for (position, (key, value)) in sorted(map).into_iter().enumerate() {
-        // The first pair of a mapping inside a list stands on the line of its dash.
-        if position > 0 || !out.ends_with("- ") {
-            indent(out, level);
+impl Writer {
+    fn indent(&mut self, level: usize) {
+        self.text.extend(std::iter::repeat_n("  ", level));
+    }
+
+    fn block_map(&mut self, map: &Map<String, Value>, level: usize) {
+        for (position, (key, value)) in sorted(map).into_iter().enumerate() {
+            // The first pair of a mapping inside a list stands on the line of its dash.
+            if position > 0 || !self.text.ends_with("- ") {
+                self.indent(level);
+            }
+            // A key stays on one line.
+            let key = if key.contains('\n') {
+                double_quoted(key)
+            } else {
+                text(key, level)
+            };
+            self.text.push_str(&key);
+            self.text.push(':');
+            match value {
+                Value::Object(map) if !map.is_empty() => {
+                    self.text.push('\n');
+                    self.block_map(map, level + 1);
+                }
+                Value::Array(items) if !items.is_empty() => {
+                    self.text.push('\n');
+                    self.block_list(items, level);
+                }
+                other => {
+                    self.text.push(' ');
+                    self.scalar_line(other, level + 1);
+                }
+            }
         }
-        // A key stays on one line.
-        out.push_str(&if key.contains('\n') {
-            double_quoted(key)
+    }
+
+    fn block_list(&mut self, items: &[Value], level: usize) {
+        for (position, item) in items.iter().enumerate() {
+            if position > 0 || !self.text.ends_with("- ") {
+                self.indent(level);
+            }
+            self.text.push_str("- ");
+            match item {
+                Value::Object(map) if !map.is_empty() => self.block_map(map, level + 1),
+                Value::Array(items) if !items.is_empty() => self.block_list(items, level + 1),
+                other => self.scalar_line(other, level + 1),
+            }
+        }
+    }
+
+    /// A scalar and the end of its line; `level` is where its further lines begin.
+    fn scalar_line(&mut self, value: &Value, level: usize) {
+        let shown = scalar(value, level);
+        if shown.contains('\n') || shown.starts_with('"') {
+            self.text.push_str(&shown);
         } else {
-            text(key, level)
-        });
-        out.push(':');
-        block_value(out, value, level);
+            self.fold(&shown, level);
+        }
+        self.text.push('\n');
     }
-}
 
-fn block_value(out: &mut String, value: &Value, level: usize) {
-    match value {
-        Value::Object(map) if !map.is_empty() => {
-            out.push('\n');
-            block_map(out, map, level + 1);
-        }
-        Value::Array(items) if !items.is_empty() => {
-            out.push('\n');
-            block_list(out, items, level);
-        }
-        other => {
-            out.push(' ');
-            out.push_str(&scalar(other, level + 1));
-            out.push('\n');
-        }
-    }
-}
-
-fn block_list(out: &mut String, items: &[Value], level: usize) {
-    for (position, item) in items.iter().enumerate() {
-        if position > 0 || !out.ends_with("- ") {
-            indent(out, level);
-        }
-        out.push_str("- ");
-        match item {
-            Value::Object(map) if !map.is_empty() => block_map(out, map, level + 1),
-            Value::Array(items) if !items.is_empty() => block_list(out, items, level + 1),
-            other => {
-                out.push_str(&scalar(other, level + 1));
-                out.push('\n');
+    /// Breaks at single blanks once the column is past the width, as PyYAML does. Reading turns such
+    /// a break into the blank again; at the ends inside quotes it would be lost.
+    fn fold(&mut self, shown: &str, level: usize) {
+        let start = self.text.rfind('\n').map_or(0, |at| at + 1);
+        let mut column = self
+            .text
+            .get(start..)
+            .map_or(0, |line| line.chars().count());
+        let chars: Vec<char> = shown.chars().collect();
+        let lead = usize::from(shown.starts_with('\''));
+        for (at, c) in chars.iter().enumerate() {
+            let blank = |at: usize| chars.get(at) == Some(&' ');
+            let single = *c == ' ' && at > 0 && !blank(at - 1) && !blank(at + 1);
+            let inner = at > lead && at + 1 + lead < chars.len();
+            if single && inner && column > self.width {
+                self.text.push('\n');
+                self.indent(level);
+                column = 2 * level;
+            } else {
+                self.text.push(*c);
+                column += 1;
             }
         }
     }
@@ -177,8 +221,8 @@ fn is_plain(s: &str, flow: bool) -> bool {
 /// Control characters need escapes; so does a text whose blanks at a line's ends would be lost.
 fn needs_double_quotes(s: &str) -> bool {
     s.chars().any(|c| {
-        let code = u32::from(c);
-        !(c == '\n' || (0x20..=0x7e).contains(&code))
+        let printable = !c.is_control() && !matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}');
+        !(c == '\n' || printable)
     }) || s.contains(" \n")
         || s.contains("\n ")
 }

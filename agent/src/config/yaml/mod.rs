@@ -13,7 +13,7 @@ mod emit;
 mod events;
 mod resolve;
 
-pub use emit::{to_flow, to_string};
+pub use emit::{to_flow, to_string, to_string_wide};
 
 use events::{Event, Mark, ParseError, Parser, Properties};
 use serde_json::{Map, Value};

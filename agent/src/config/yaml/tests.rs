@@ -165,6 +165,28 @@ fn block_style_looks_like_pyyaml() {
 }
 
 #[test]
+fn long_texts_fold_where_pyyaml_folds() {
+    let b = "b".repeat(20);
+    let doc = json!({
+        "pg_hba": [format!("host all all 0.0.0.0/0 md5 {} {b}", "a".repeat(49))],
+        "quoted": format!("'{} {b} x: y", "a".repeat(80)),
+        "unicode": "ünï",
+    });
+    let expected = [
+        "pg_hba:",
+        &format!("- host all all 0.0.0.0/0 md5 {} {b}", "a".repeat(49)),
+        &format!("quoted: {}{}", "'".repeat(3), "a".repeat(80)),
+        "  bbbbbbbbbbbbbbbbbbbb x: y'",
+        "unicode: ünï",
+        "",
+    ];
+    assert_eq!(to_string(&doc).split('\n').collect::<Vec<_>>(), expected);
+    assert_eq!(from_str(&to_string(&doc)), Ok(doc.clone()));
+    let narrow = to_string_wide(&json!({"a": doc}), 20);
+    assert_eq!(from_str(&narrow), Ok(json!({"a": doc})), "{narrow}");
+}
+
+#[test]
 fn flow_style_is_one_line() {
     let tags = json!({"nofailover": true, "clonefrom": true, "dc": "a, b", "list": [1, "x"]});
     assert_eq!(
@@ -176,6 +198,7 @@ fn flow_style_is_one_line() {
 fn any_value() -> impl Strategy<Value = Value> {
     let text = prop_oneof![
         "[ -~]{0,12}",
+        "[ab' ]{0,12}",
         "[a-z:#'\"\\-?,{}\\[\\]&*!|>%@` \n]{0,10}",
         "[0-9_:.xeE+-]{0,8}",
         "\\PC{0,6}",
@@ -200,6 +223,8 @@ proptest! {
     #[test]
     fn what_is_written_reads_back(value in any_value()) {
         prop_assert_eq!(from_str(&to_string(&value)), Ok(value.clone()), "{}", to_string(&value));
+        let narrow = to_string_wide(&value, 4);
+        prop_assert_eq!(from_str(&narrow), Ok(value.clone()), "{}", narrow);
         prop_assert_eq!(from_str(&to_flow(&value)), Ok(value.clone()), "{}", to_flow(&value));
     }
 
