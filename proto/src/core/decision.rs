@@ -3,11 +3,11 @@
 use super::job::{Job, Upstream};
 use super::observation::Task;
 use crate::dcs::txn::Txn;
+use crate::dcs::{PgRole, PgState};
 use crate::ids::{Epoch, JobId, MemberName};
 use crate::time::MonoTime;
 use crate::wal::Lsn;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -20,6 +20,27 @@ pub struct Decision {
     pub actions: Vec<Action>,
     /// When to decide again if nothing happens before.
     pub wake_at: MonoTime,
+    /// How often PostgreSQL shall be looked at meanwhile.
+    pub probe_every: Duration,
+    /// What REST must know beyond the observation: see [`Standing`].
+    pub standing: Standing,
+}
+
+/// What the decision means for whoever asks over REST.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Standing {
+    /// `state` of our PostgreSQL.
+    pub state: PgState,
+    /// `role` of our PostgreSQL.
+    pub role: PgRole,
+    /// We hold the lock until this moment (S16).
+    pub leader_until: Option<MonoTime>,
+    /// Why primary checks answer 503 although we hold the lock (S9).
+    pub hold_back: Option<String>,
+    /// Failsafe mode keeps us, or the member that asked us, going.
+    pub failsafe_active: bool,
+    /// What the keeper of leases holds.
+    pub goal: LeaseGoal,
 }
 
 /// One order.
@@ -42,7 +63,14 @@ pub enum Action {
     /// Tell the guardian its deadline for the first time in this tenure; renewals move it on without
     /// passing through here. Must be confirmed before PostgreSQL may become writable (I1, S2).
     Arm(Epoch),
-    /// Tell the guardian that no deadline is needed: nothing is writable.
+    /// The same under failsafe mode, where the promises of all members move the deadline (S20).
+    ArmUntil {
+        /// Our tenure.
+        epoch: Epoch,
+        /// Until when every member waits.
+        deadline: MonoTime,
+    },
+    /// Tell the guardian that no deadline is needed: nothing is writable, or the cluster is paused.
     Disarm,
     /// Have the guardian end every process of the cluster now.
     Fence,
@@ -215,12 +243,4 @@ impl SlotPlan {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
-}
-
-/// Extra fields that the published status carries, decided with everything else so that REST needs no
-/// judgement of its own.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Extra {
-    /// Name and value.
-    pub fields: Map<String, Value>,
 }

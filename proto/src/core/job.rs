@@ -227,3 +227,14 @@ pub enum Failure {
     /// Everything else.
     Other(String),
 }
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::PrePromote(why) => write!(f, "pre_promote: {why}"),
+            Self::SourceUnavailable(why) => write!(f, "the source is not available: {why}"),
+            Self::HalfDone(why) => write!(f, "left half done: {why}"),
+            Self::Other(why) => f.write_str(why),
+        }
+    }
+}

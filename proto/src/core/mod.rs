@@ -1,13 +1,56 @@
-//! The judgement: `decide(observation, memory, settings) -> decision`.
+//! The judgement: `decide(observation, memory, settings) -> (decision, memory)`.
+//!
+//! ```text
+//!  Observation ──┐
+//!  Memory ───────┼──▶ decide ──▶ Decision { reason, actions, wake_at } + Memory
+//!  Settings ─────┘
+//! ```
+//!
+//! Level-triggered: a decision looks at what is, never at which event came, so a lost or doubled event
+//! costs time and nothing else. Reading order: [`observation`], [`decision`], [`reason`], then
+//! [`tenure`] (who leads, until when), [`decide`], and the branches it names.
 
+mod cx;
+pub mod decide;
 pub mod decision;
+mod down;
 pub mod election;
+<<<<<<< HEAD
+=======
+mod empty;
+mod finish;
+mod follow;
+mod handover;
+>>>>>>> ba591c2 (wip)
 pub mod history;
 pub mod job;
+mod keep;
 pub mod lag;
+mod lead;
+mod leave;
+pub mod memory;
 pub mod observation;
 pub mod quorum;
+<<<<<<< HEAD
 pub mod reason;
 pub mod rewind;
 pub mod slots;
 pub mod sync;
+=======
+mod race;
+pub mod reason;
+pub mod rewind;
+pub mod slots;
+pub mod standing;
+pub mod sync;
+pub mod tenure;
+pub mod txns;
+pub mod vote;
+
+pub use decide::decide;
+pub use decision::{Action, Decision};
+pub use keep::{PROTOCOL, capabilities};
+pub use memory::Memory;
+pub use observation::Observation;
+pub use reason::Reason;
+>>>>>>> ba591c2 (wip)

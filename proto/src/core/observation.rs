@@ -45,6 +45,8 @@ pub struct Observation {
     pub wishes: Wishes,
     /// Who called `POST /failsafe` here.
     pub failsafe_caller: Option<FailsafeCaller>,
+    /// A watchdog is required and cannot be used.
+    pub watchdog_failed: bool,
 }
 
 /// etcd.
@@ -357,6 +359,8 @@ pub struct Guardian {
     pub fit: bool,
     /// The deadline that it confirmed: no process of PostgreSQL survives it. `None` while disarmed.
     pub armed: Option<Armed>,
+    /// Which life of the guardian this is: the `session` of a record.
+    pub session: String,
 }
 
 /// A deadline that the guardian confirmed.
@@ -438,8 +442,13 @@ pub enum TaskResult {
     Done,
     /// Other work that failed.
     Failed(String),
+<<<<<<< HEAD
     /// The promise is on disk, the stream is cut: this is to be written to `/fence/<me>`.
     Promised(FencePromise),
+=======
+    /// The promise is on disk, the stream is cut, and this is what it cut off.
+    Promised(crate::dcs::FencePromise),
+>>>>>>> ba591c2 (wip)
     /// All members agreed, or not.
     Failsafe {
         /// Every one accepted.

@@ -671,6 +671,9 @@ pub enum RecordState {
     Held,
     /// Nobody does any more, and no process of the owner's PostgreSQL could write (S10).
     Released,
+    /// The cluster leads by `/leader`, since a member is Patroni. The record only keeps the epoch, so
+    /// that epochs go on increasing when the cluster is native again (S4).
+    Compatible,
 }
 
 /// `/record`: the lease of a native cluster. It hangs on no etcd lease; its owner renews it by

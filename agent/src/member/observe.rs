@@ -1,0 +1,257 @@
+//! Events become facts of the observation. No judgement here: each fact says what was seen and when.
+
+use super::{CONFIRM_LIMIT, Done, Member};
+use crate::clock;
+use crate::etcd::{EtcdEvent, LeaseEvent};
+use crate::guardian::client::GuardianEvent;
+use crate::postgres::PgEvent;
+use proto::core::Decision;
+use proto::core::observation::{Armed, HeldRecord, Outcome, RecordSeen, Task, TaskResult};
+use proto::dcs::txn::TxnOutcome;
+use proto::dcs::{ClusterView, Key, LeaseRecord, Op, RecordState, Snapshot, Txn};
+use proto::rest::Published;
+use proto::time::MonoTime;
+use std::sync::Arc;
+use std::time::Duration;
+
+impl Member {
+    pub(super) fn etcd_event(&mut self, event: EtcdEvent) {
+        let now = clock::now();
+        match event {
+            EtcdEvent::Snapshot(snapshot) => {
+                self.alive_at = Some(now);
+                self.new_view(&snapshot, now);
+            }
+            EtcdEvent::Alive => self.alive_at = Some(now),
+            EtcdEvent::Gap => {
+                // What happens meanwhile is not seen: a record may be renewed and stand still again
+                // unseen, so watching it starts over (S21).
+                self.alive_at = None;
+                self.observation.dcs.watching_since = None;
+                self.observation.dcs.record_seen = None;
+            }
+            EtcdEvent::Unreachable(why) => tracing::warn!("etcd is not reachable: {why}"),
+            EtcdEvent::OtherCluster { was, is } => {
+                // S23: another world. Nothing that was seen counts any more.
+                tracing::error!("etcd was wiped or restored: cluster id {was:x} became {is:x}");
+                self.alive_at = None;
+                self.observation.dcs.view = None;
+                self.observation.dcs.held = None;
+                self.observation.dcs.record_seen = None;
+            }
+            EtcdEvent::Lease(event) => self.lease_event(event),
+        }
+    }
+
+    fn lease_event(&mut self, event: LeaseEvent) {
+        let dcs = &mut self.observation.dcs;
+        match event {
+            LeaseEvent::Session(session) => dcs.session = Some(session),
+            LeaseEvent::SessionLost(id) => {
+                if dcs.session.is_some_and(|session| session.id == id) {
+                    tracing::warn!("our etcd lease is gone");
+                    dcs.session = None;
+                }
+            }
+            LeaseEvent::Record(held) => {
+                if dcs.held.is_none_or(|before| before.epoch <= held.epoch) {
+                    dcs.held = Some(held);
+                }
+            }
+            LeaseEvent::RecordLost { epoch, why } => {
+                tracing::error!("the lease record of epoch {epoch} is lost: {why}");
+                if dcs.held.is_some_and(|held| held.epoch == epoch) {
+                    dcs.held = None;
+                }
+            }
+            LeaseEvent::Refused(why) => tracing::warn!("the leader key is not ours: {why}"),
+        }
+    }
+
+    fn new_view(&mut self, snapshot: &Snapshot, now: MonoTime) {
+        let view = ClusterView::read(snapshot);
+        let dcs = &mut self.observation.dcs;
+        dcs.watching_since.get_or_insert(now);
+        match &view.record {
+            Some(entry) if dcs.record_seen.is_some_and(|s| s.modified == entry.modified) => {}
+            Some(entry) => {
+                dcs.record_seen = Some(RecordSeen { modified: entry.modified, since: now });
+            }
+            None => dcs.record_seen = None,
+        }
+        self.adopt_own_record(&view);
+        self.observation.dcs.view = Some(view);
+        self.last_seen = clock::wall();
+        self.dynamic_may_have_changed();
+    }
+
+    /// A record that stands in our name: from a claim whose outcome was unknown, or from the tenure of
+    /// the agent before us, which the guardian kept (an agent crash is not a failover).
+    fn adopt_own_record(&mut self, view: &ClusterView) {
+        let Some(entry) = &view.record else { return };
+        let record = &entry.record;
+        let ours = record.owner == self.settings.me
+            && record.session == self.observation.guardian.session
+            && record.state == RecordState::Held;
+        if !ours || self.observation.dcs.held.is_some_and(|held| held.epoch == record.epoch) {
+            return;
+        }
+        let claimed = self.claimed.as_ref().filter(|(claim, _)| claim.epoch == record.epoch);
+        let inherited = self.inherited.filter(|held| held.epoch == record.epoch);
+        let sent_at = claimed.map(|(_, at)| *at).or(inherited.map(|held| held.sent_at));
+        let Some(sent_at) = sent_at else { return };
+        let held = HeldRecord {
+            epoch: record.epoch,
+            sent_at,
+            length: Duration::from_millis(record.l_ms),
+            modified: entry.modified,
+            seq: record.seq,
+        };
+        self.hold_record(record.clone(), held);
+    }
+
+    fn hold_record(&mut self, record: LeaseRecord, held: HeldRecord) {
+        self.etcd.keeper().adopt_record(record, held);
+        self.observation.dcs.held = Some(held);
+        self.claimed = None;
+        self.inherited = None;
+    }
+
+    pub(super) fn guardian_event(&mut self, event: GuardianEvent) {
+        self.postgres.guardian_event(&event);
+        match event {
+            GuardianEvent::Armed(_) | GuardianEvent::Disarmed | GuardianEvent::Empty => {}
+            GuardianEvent::PostmasterExited { pid, status } => {
+                tracing::warn!("postmaster {pid} ended, wait status {status:?}");
+            }
+            GuardianEvent::Orphans(count) => {
+                tracing::warn!("{count} processes outlived the postmaster and are being ended");
+            }
+            GuardianEvent::Fenced { took } => {
+                tracing::error!("the guardian ended PostgreSQL, which took {took:?}");
+            }
+            GuardianEvent::Refused(why) => tracing::warn!("the guardian refused: {why}"),
+            GuardianEvent::Silent => tracing::warn!("the guardian has been silent for a while"),
+            GuardianEvent::Back => tracing::info!("the guardian answers again"),
+            GuardianEvent::Lost => tracing::error!("the guardian is gone, PostgreSQL goes with it"),
+            GuardianEvent::Attached(hello) => {
+                tracing::info!("guardian {} is attached", hello.pid);
+            }
+            GuardianEvent::Replaced => {
+                self.exit = Some((1, "another agent has taken over this data directory".into()));
+            }
+        }
+    }
+
+    pub(super) fn postgres_event(&mut self, event: PgEvent) {
+        match event {
+            PgEvent::Sample(sample) => self.observation.postgres = Arc::unwrap_or_clone(sample),
+            PgEvent::JobPhase { id, phase } => {
+                if let Some(job) = self.observation.job.as_mut().filter(|job| job.id == id) {
+                    tracing::info!("{}: {phase}", job.job.label());
+                    job.phase = phase;
+                }
+            }
+            PgEvent::JobEnded(finished) => {
+                if self.observation.job.as_ref().is_some_and(|job| job.id == finished.id) {
+                    self.observation.job = None;
+                    self.observation.finished = Some(finished);
+                }
+            }
+            PgEvent::TaskEnded(task, result) => self.task_done(Done::plain(task, result)),
+            PgEvent::Lineage(lineage) => self.observation.lineage = Some(lineage),
+        }
+    }
+
+    pub(super) fn task_done(&mut self, done: Done) {
+        let Done { task, result, peers, record } = done;
+        if let Some(answers) = peers {
+            self.observation.peers.extend(answers);
+        }
+        if let Some((written, sent_at)) = record {
+            self.record_written(written, sent_at, &result);
+        }
+        if let TaskResult::Failed(why) = &result {
+            tracing::warn!("{task:?}: {why}");
+        }
+        if let TaskResult::Promised(promise) = &result {
+            // The promise is on disk and the stream is cut; only now may the key say so (S19).
+            let put = Op::put(Key::Fence(self.settings.me.clone()), promise.to_value());
+            self.commit(Task::Fence, Txn::always(vec![put]));
+            return;
+        }
+        self.observation.in_flight.remove(&task);
+        self.observation.outcomes.insert(task, Outcome { at: clock::now(), result });
+    }
+
+    fn record_written(&mut self, written: LeaseRecord, sent_at: MonoTime, result: &TaskResult) {
+        let TaskResult::Txn(outcome) = result else { return };
+        let by_us = written.owner == self.settings.me && written.state == RecordState::Held;
+        match outcome {
+            TxnOutcome::Committed(revision) if by_us => {
+                let held = HeldRecord {
+                    epoch: written.epoch,
+                    sent_at,
+                    length: Duration::from_millis(written.l_ms),
+                    modified: *revision,
+                    seq: written.seq,
+                };
+                self.hold_record(written, held);
+            }
+            TxnOutcome::Committed(_) => self.observation.dcs.held = None,
+            // It may have happened: the next view tells (rule 8 of `safety.md` 1). A refusal too: the
+            // read that follows it may show our own first attempt.
+            TxnOutcome::Unknown(_) => {}
+            TxnOutcome::Refused | TxnOutcome::LeaseGone => self.claimed = None,
+        }
+    }
+
+    /// Facts that are read at the moment of the decision.
+    pub(super) fn look(&mut self, now: MonoTime) {
+        let o = &mut self.observation;
+        o.now = now;
+        o.wall = clock::wall();
+        o.dice = fastrand::u64(..);
+        o.dcs.confirmed = o.dcs.view.is_some()
+            && self.alive_at.is_some_and(|at| now.since(at) < CONFIRM_LIMIT);
+        o.dcs.confirmed_at = self.alive_at.unwrap_or(o.dcs.confirmed_at);
+        let hello = self.guardian.hello();
+        o.guardian.alive = self.guardian.is_alive();
+        o.guardian.fit = hello.fit;
+        o.guardian.armed =
+            hello.armed.map(|armed| Armed { epoch: armed.epoch, deadline: armed.deadline });
+        o.guardian.session = hello.session;
+        o.watchdog_failed = self.watchdog.is_required() && !self.watchdog.is_healthy();
+    }
+
+    pub(super) fn publish(&mut self, decision: &Decision, began: MonoTime) {
+        let o = &self.observation;
+        let age = o.now.since(o.dcs.confirmed_at);
+        let fresh = o.dcs.confirmed || age < self.settings.cluster.timing.ttl();
+        let standing = &decision.standing;
+        let micros = clock::now().since(began).as_micros();
+        let snapshot = Published {
+            at: o.now,
+            settings: Arc::clone(&self.settings),
+            view: o.dcs.view.as_ref().filter(|_| fresh).map(|view| Arc::new(view.clone())),
+            dcs_last_seen: self.last_seen,
+            postgres: Arc::new(o.postgres.clone()),
+            state: standing.state,
+            role: standing.role,
+            leader_until: standing.leader_until,
+            hold_back: standing.hold_back.clone(),
+            paused: self.settings.cluster.pause,
+            failsafe_active: standing.failsafe_active,
+            watchdog_failed: o.watchdog_failed,
+            wishes: o.wishes.clone(),
+            job: o.job.as_ref().map(|job| job.job.label()),
+            system_id: o.postgres.control.as_ref().map(|c| c.system_id).filter(|id| id.0 != 0),
+            next_run: decision.wake_at,
+            rule: decision.reason.rule().to_owned(),
+            reason: decision.reason.to_string(),
+            goal: Some(standing.goal.clone()),
+            cycle_micros: u64::try_from(micros).unwrap_or(u64::MAX),
+        };
+        self.published.send_replace(Arc::new(snapshot));
+    }
+}

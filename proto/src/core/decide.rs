@@ -1,0 +1,288 @@
+//! The decision. Rules in order; the first that applies gives the reason.
+//!
+//! The order is that of `ha-behaviour.md` 3, with what must never wait in front: the end of our own
+//! lease, and processes that nobody may leave behind. Each branch lives in a file of its own:
+//! [`super::empty`] no data, [`super::down`] PostgreSQL is not running, [`super::lead`] we lead,
+//! [`super::race`] nobody leads, [`super::follow`] somebody else leads. [`super::keep`] is what every
+//! member does besides: its key, the leader's keys, slots.
+
+use super::cx::Cx;
+use super::decision::{Action, Decision, LeaseGoal, Standing};
+use super::job::{Job, StopMode, StopReason};
+use super::memory::Memory;
+use super::observation::{DataDir, Observation, Process, Sql};
+use super::reason::Reason;
+use super::tenure::{Lock, Unknown};
+use super::{down, empty, finish, follow, keep, lead, leave, race, standing};
+use crate::config::Settings;
+use crate::dcs::RecordState;
+use std::time::Duration;
+
+/// Decides. Equal inputs give equal outputs; nothing else is read.
+pub fn decide(o: &Observation, memory: &Memory, s: &Settings) -> (Decision, Memory) {
+    let mut cx = Cx::new(o, memory, s);
+    finish::take_note(&mut cx);
+    let reason = judge(&mut cx);
+    keep::housekeeping(&mut cx);
+    let goal = lease_goal(&cx);
+    // Level-triggered and cheap to repeat, so it comes with every decision, before everything else.
+    cx.actions.insert(0, Action::Hold(goal.clone()));
+    cx.m.last_rule = reason.rule().to_owned();
+    let standing = Standing {
+        state: standing::state(&cx),
+        role: standing::role(&cx),
+        leader_until: standing::leader_until(&cx),
+        hold_back: cx.hold_back.clone(),
+        failsafe_active: standing::failsafe_active(&cx),
+        goal,
+    };
+    let decision = Decision {
+        reason,
+        actions: cx.actions,
+        wake_at: cx.wake_at,
+        probe_every: cx.probe_every,
+        standing,
+    };
+    (decision, cx.m)
+}
+
+fn lease_goal(cx: &Cx) -> LeaseGoal {
+    let ttl = cx.s.cluster.timing.ttl();
+    let Some(tenure) = cx.tenure().filter(|_| cx.keep_leading) else {
+        return LeaseGoal::Session { ttl };
+    };
+    let native = &cx.s.cluster.native;
+    match cx.view().and_then(|view| view.record.as_ref()) {
+        Some(entry) if entry.record.state == RecordState::Held => LeaseGoal::Record {
+            ttl,
+            epoch: tenure.epoch,
+            length: Duration::from_millis(native.lease_ms),
+            wait: Duration::from_millis(native.wait_ms),
+            every: Duration::from_millis(native.renew_ms),
+            members: keep::record_members(cx),
+        },
+        _ => LeaseGoal::Leader { ttl },
+    }
+}
+
+fn judge(cx: &mut Cx) -> Reason {
+    if let Some(reason) = first_look(cx) {
+        return reason;
+    }
+    if cx.o.wishes.shutdown {
+        return leave::shutdown(cx);
+    }
+    if cx.m.stepping_down.is_some() {
+        return leave::step_down(cx);
+    }
+    if let Some(reason) = lease_runs_out(cx) {
+        return reason;
+    }
+    if cx.o.job.is_some() {
+        return during_job(cx);
+    }
+    match &cx.o.postgres.data_dir {
+        DataDir::Unknown => return Reason::NotLookedYet,
+        DataDir::Empty => return empty::decide(cx),
+        DataDir::Unreadable(why) => return empty::unreadable(cx, why.clone()),
+        DataDir::Unfinished(why) => return empty::unfinished(cx, why.clone()),
+        DataDir::Initialised => {}
+    }
+    if let Some(reason) = foreign_system(cx) {
+        return reason;
+    }
+    if cx.m.bootstrapped {
+        return empty::finish_bootstrap(cx);
+    }
+    if cx.lock == Lock::Inherited {
+        return lead::inherit(cx);
+    }
+    match cx.o.postgres.process {
+        Process::Unknown => Reason::NotLookedYet,
+        Process::Orphans => {
+            // S10: nothing is released or started while a process of the old life may still commit.
+            cx.push(Action::Fence);
+            cx.wake_in(Duration::from_millis(50));
+            Reason::Orphans
+        }
+        Process::Gone => down::decide(cx),
+        Process::Alive { .. } => running(cx),
+    }
+}
+
+fn first_look(cx: &mut Cx) -> Option<Reason> {
+    if cx.lock == Lock::Unknown(Unknown::NeverRead) && !cx.o.wishes.shutdown {
+        return Some(Reason::EtcdNeverRead);
+    }
+    if cx.lock == Lock::Unknown(Unknown::RecordGarbled) && !cx.alive() {
+        return Some(Reason::RecordGarbled);
+    }
+    if !cx.o.guardian.alive && !cx.o.wishes.shutdown {
+        // Without a guardian nothing enforces the deadline: stop renewing, so that others may lead.
+        cx.keep_leading = false;
+        return Some(Reason::GuardianLost);
+    }
+    None
+}
+
+/// S2: our own clock ends our leadership, whatever etcd says or does not say.
+fn lease_runs_out(cx: &mut Cx) -> Option<Reason> {
+    if cx.paused() {
+        return None;
+    }
+    let stopping = matches!(cx.o.job, Some(ref job) if matches!(job.job, Job::Stop { .. }));
+    if stopping {
+        return None;
+    }
+    match cx.lock {
+        Lock::Mine(tenure) if cx.o.now >= tenure.soft_deadline && cx.alive() => {
+            Some(stop_for(cx, StopReason::Offline, StopMode::Fast, Reason::LeaseSpent))
+        }
+        Lock::Mine(tenure) => {
+            cx.wake(tenure.soft_deadline);
+            None
+        }
+        _ => None,
+    }
+}
+
+/// Stops a PostgreSQL that must not go on, cancelling whatever runs.
+pub(super) fn stop_for(cx: &mut Cx, why: StopReason, mode: StopMode, reason: Reason) -> Reason {
+    if let Some(job) = &cx.o.job {
+        if !job.cancelled && !matches!(job.job, Job::Stop { .. }) {
+            cx.push(Action::Cancel(job.id));
+        }
+        cx.wake_in(Duration::from_millis(100));
+        return reason;
+    }
+    // A guardian kills at the deadline; until then the stop may take its time.
+    let timeout = cx.tenure().map(|t| cx.o.now.until(t.deadline)).filter(|left| !left.is_zero());
+    cx.m.rewind.request_check();
+    cx.start(Job::Stop { mode, checkpoint_first: false, timeout, why });
+    reason
+}
+
+/// `ha-behaviour.md` 3.1.
+fn during_job(cx: &mut Cx) -> Reason {
+    let Some(job) = &cx.o.job else { return Reason::NotLookedYet };
+    let running = Reason::JobRunning { job: job.job.label(), phase: job.phase.clone() };
+    if job.cancelled {
+        return running;
+    }
+    let mine = matches!(cx.lock, Lock::Mine(_));
+    let cancel = |why: &str| Some(why.to_owned());
+    let cancel = match &job.job {
+        Job::Promote { .. } if !mine && !cx.paused() => cancel("the leader lock is not ours"),
+        Job::StartPrimary { .. } if !mine && !cx.paused() => cancel("the leader lock is not ours"),
+        Job::StartPrimary { .. } if start_took_too_long(cx) => {
+            cancel("it takes too long and another member can take over")
+        }
+        Job::Restart { .. } if !mine && cx.m.role == Some(crate::dcs::PgRole::Primary) => {
+            cx.paused().then(String::new).map_or_else(|| cancel("the leader lock is not ours"), |_| None)
+        }
+        Job::Clone { .. } if matches!(cx.lock, Lock::Free) => None,
+        _ => None,
+    };
+    match cancel {
+        Some(why) => {
+            cx.push(Action::Cancel(job.id));
+            Reason::JobCancelled { job: job.job.label(), why }
+        }
+        None => running,
+    }
+}
+
+fn start_took_too_long(cx: &mut Cx) -> bool {
+    let Some(job) = &cx.o.job else { return false };
+    let limit = cx.s.cluster.primary_start_timeout;
+    let took = cx.o.now.since(job.started);
+    if took < limit {
+        cx.wake(job.started + limit);
+        return false;
+    }
+    lead::somebody_can_take_over(cx, None).is_some()
+}
+
+/// `ha-behaviour.md` 3.3 and S8.
+fn foreign_system(cx: &mut Cx) -> Option<Reason> {
+    let view = cx.view().filter(|_| cx.o.dcs.confirmed)?;
+    let cluster = view.initialize.as_ref()?.system()?;
+    let ours = cx.o.postgres.control.as_ref()?.system_id;
+    if ours == cluster || ours.0 == 0 {
+        return None;
+    }
+    let reason =
+        Reason::ForeignSystem { ours: ours.to_string(), cluster: cluster.to_string() };
+    if cx.paused() {
+        if matches!(cx.lock, Lock::Mine(_)) {
+            return Some(leave::begin(cx, None, reason));
+        }
+        return None;
+    }
+    cx.push(Action::Exit { code: 1, why: reason.to_string() });
+    Some(reason)
+}
+
+fn running(cx: &mut Cx) -> Reason {
+    if !matches!(cx.o.postgres.sql, Sql::Sample(_)) {
+        if let Some(reason) = not_answering(cx) {
+            return reason;
+        }
+    } else {
+        cx.m.starting_since = None;
+    }
+    match cx.lock.clone() {
+        Lock::Mine(tenure) => lead::decide(cx, tenure),
+        Lock::Free => race::decide(cx),
+        Lock::Other(leader) => follow::decide(cx, &leader),
+        Lock::Inherited => lead::inherit(cx),
+        Lock::Unknown(_) => blind(cx),
+    }
+}
+
+/// The postmaster lives but did not answer the monitoring query. Only a start that takes too long
+/// counts against it: silence alone never starts a failover (`DESIGN.md`, three verdicts).
+fn not_answering(cx: &mut Cx) -> Option<Reason> {
+    cx.probe(Duration::from_millis(100));
+    match cx.o.postgres.sql {
+        Sql::Silent if cx.m.role.is_some() => None,
+        Sql::None if cx.o.postgres.sql_at == crate::time::MonoTime::default() => {
+            Some(Reason::NotLookedYet)
+        }
+        _ => {
+            let since = *cx.m.starting_since.get_or_insert(cx.o.now);
+            let took = cx.o.now.since(since);
+            let limit = cx.s.cluster.primary_start_timeout;
+            let mine = matches!(cx.lock, Lock::Mine(_));
+            let somebody = mine && took >= limit && lead::somebody_can_take_over(cx, None).is_some();
+            if somebody && !cx.paused() {
+                let reason = Reason::StartTooSlow { took };
+                cx.m.stepping_down = Some(super::memory::SteppingDown {
+                    since: cx.o.now,
+                    shutdown: None,
+                });
+                return Some(stop_for(cx, StopReason::TooSlow, StopMode::Immediate, reason));
+            }
+            // A server that is not writable yet cannot do harm under a foreign lock, but one that was
+            // primary might become so: it is stopped like a running one.
+            let was_primary = cx.m.role == Some(crate::dcs::PgRole::Primary);
+            match cx.lock.clone() {
+                Lock::Other(leader) if was_primary && !cx.paused() => Some(stop_for(
+                    cx,
+                    StopReason::LostLock,
+                    StopMode::Immediate,
+                    Reason::LostLock { leader: leader.to_string() },
+                )),
+                _ => Some(Reason::Starting),
+            }
+        }
+    }
+}
+
+/// etcd is out of reach and we hold no lease that counts.
+fn blind(cx: &mut Cx) -> Reason {
+    if cx.is_primary() && !cx.paused() {
+        return stop_for(cx, StopReason::Offline, StopMode::Fast, Reason::LeaseSpent);
+    }
+    Reason::FollowingBlind
+}

@@ -1,0 +1,166 @@
+//! PostgreSQL is not running, and no process of it is left (`ha-behaviour.md` 9.2).
+
+use super::cx::Cx;
+use super::decision::Action;
+use super::job::{Job, Upstream};
+use super::leave;
+use super::observation::{ControlState, Process};
+use super::reason::Reason;
+use super::tenure::{Lock, Tenure};
+use super::{follow, handover, lead};
+use crate::dcs::PgRole;
+use crate::ids::MemberName;
+use std::time::Duration;
+
+/// After so many failed starts a leader steps aside (`safety.md` 6: "3 starts, step aside, never wipe").
+const STARTS_BEFORE_STEPPING_ASIDE: u32 = 3;
+
+pub(super) fn decide(cx: &mut Cx) -> Reason {
+    if cx.m.role.is_none() {
+        // First look of this agent. Without a signal file it may have been a primary, and comes up in
+        // recovery first (`ha-behaviour.md` 2.1).
+        let replica = cx.o.postgres.signal_file;
+        cx.m.role = Some(if replica { PgRole::Replica } else { PgRole::Demoted });
+        cx.m.rewind.request_check();
+    }
+    if cx.o.guardian.armed.is_some() && !matches!(cx.lock, Lock::Mine(_)) {
+        cx.push(Action::Disarm);
+    }
+    if cx.paused() {
+        return paused(cx);
+    }
+    match cx.lock.clone() {
+        Lock::Mine(tenure) => leader_down(cx, tenure),
+        Lock::Other(leader) => {
+            cx.m.handover = None;
+            rejoin(cx, &leader)
+        }
+        Lock::Free => nobody_leads(cx),
+        Lock::Inherited => lead::inherit(cx),
+        Lock::Unknown(_) => start_alone(cx),
+    }
+}
+
+fn paused(cx: &mut Cx) -> Reason {
+    if matches!(cx.lock, Lock::Mine(_)) {
+        return leave::begin(cx, None, Reason::ReleasedInPause);
+    }
+    if let Lock::Other(leader) = cx.lock.clone() {
+        // The one PostgreSQL that is started in pause: the ex-primary that we stopped ourselves for a
+        // switchover (`ha-behaviour.md` 14).
+        if cx.m.role == Some(PgRole::Demoted) && cx.m.seen_job.is_some() {
+            return rejoin(cx, &leader);
+        }
+    }
+    Reason::PausedDown
+}
+
+fn too_early(cx: &mut Cx) -> Option<Reason> {
+    let at = cx.m.start_not_before.filter(|at| cx.o.now < *at)?;
+    cx.wake(at);
+    Some(Reason::StartBackoff { failed: cx.m.failed_starts })
+}
+
+fn leader_down(cx: &mut Cx, tenure: Tenure) -> Reason {
+    if cx.m.handover.is_some() {
+        return handover::after_stop(cx);
+    }
+    if cx.m.failed_starts >= STARTS_BEFORE_STEPPING_ASIDE {
+        return leave::begin(cx, None, Reason::ReleasedForStart);
+    }
+    let limit = cx.s.cluster.primary_start_timeout;
+    if limit.is_zero() {
+        match lead::takeover_candidate(cx) {
+            lead::Takeover::Asking => return Reason::AskPeers,
+            lead::Takeover::By(candidate) => {
+                let reason = Reason::CrashFailover { candidate: candidate.to_string() };
+                return leave::begin(cx, None, reason);
+            }
+            lead::Takeover::Nobody => {}
+        }
+    }
+    if let Some(reason) = too_early(cx) {
+        return reason;
+    }
+    let state = cx.o.postgres.control.as_ref().map(|c| c.state).unwrap_or_default();
+    let was_primary = matches!(
+        state,
+        ControlState::InProduction
+            | ControlState::InCrashRecovery
+            | ControlState::ShuttingDown
+            | ControlState::ShutDown
+    );
+    let in_place = was_primary
+        && !cx.o.postgres.signal_file
+        && matches!(cx.m.role, Some(PgRole::Primary | PgRole::Promoted))
+        && cx.s.cluster.standby_cluster.is_none();
+    if !in_place {
+        cx.start(Job::StartStandby { follow: Upstream::None, timeout: start_limit(limit) });
+        return Reason::StartForPromotion;
+    }
+    // S2: the deadline stands before the server can be writable again.
+    if !lead::armed(cx, &tenure) {
+        return Reason::ArmFirst;
+    }
+    if let Some(names) = lead::names_for_start(cx) {
+        if !cx.configured(Some(names), true) {
+            return Reason::PreparePromotion { what: "synchronous standby names".into() };
+        }
+    }
+    cx.start(Job::StartPrimary { timeout: start_limit(limit) });
+    Reason::RecoverPrimary
+}
+
+fn start_limit(configured: Duration) -> Duration {
+    if configured.is_zero() { Duration::from_secs(300) } else { configured }
+}
+
+/// Somebody else leads: come back as its standby, on its branch.
+fn rejoin(cx: &mut Cx, leader: &MemberName) -> Reason {
+    if let Some(reason) = follow::on_the_right_branch(cx, leader) {
+        return reason;
+    }
+    if let Some(reason) = too_early(cx) {
+        return reason;
+    }
+    let target = follow::target(cx, leader);
+    cx.start(Job::StartStandby {
+        follow: target,
+        timeout: start_limit(cx.s.cluster.primary_start_timeout),
+    });
+    Reason::StartStandby { leader: leader.to_string() }
+}
+
+/// Nobody leads: come up in recovery, so that our position can be compared with the others'.
+fn nobody_leads(cx: &mut Cx) -> Reason {
+    // A planned hand-over is under way: the candidate has a moment to take the lock before we spend
+    // time on a start without a leader.
+    if cx.m.handover.is_some() && cx.m.free_since.is_none_or(|since| cx.o.now.since(since) < GRACE) {
+        cx.m.free_since.get_or_insert(cx.o.now);
+        cx.wake_in(Duration::from_millis(200));
+        return Reason::WaitLeader;
+    }
+    cx.m.handover = None;
+    start_alone(cx)
+}
+
+/// How long an old leader waits, stopped, for its successor to appear.
+const GRACE: Duration = Duration::from_secs(3);
+
+fn start_alone(cx: &mut Cx) -> Reason {
+    if let Some(reason) = too_early(cx) {
+        return reason;
+    }
+    if cx.o.postgres.process != Process::Gone {
+        return Reason::Orphans;
+    }
+    let follow = match &cx.s.cluster.standby_cluster {
+        Some(remote) => follow::remote(remote),
+        None => Upstream::None,
+    };
+    cx.start(Job::StartStandby {
+        follow,
+        timeout: start_limit(cx.s.cluster.primary_start_timeout),
+    });
+    Reason::StartAlone
+}

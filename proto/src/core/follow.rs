@@ -1,0 +1,268 @@
+//! Somebody else leads: follow it, on its branch of the WAL (`ha-behaviour.md` 4.3, 4.4, 10, 11).
+
+use super::cx::Cx;
+use super::decide::stop_for;
+use super::decision::{Action, LogLevel};
+use super::job::{Job, StopMode, StopReason, Upstream};
+use super::observation::{Lineage, Process, SqlSample, Task};
+use super::reason::Reason;
+use super::rewind::{self, Divergence, RewindState};
+use super::vote;
+use crate::config::StandbyCluster;
+use crate::dcs::PgRole;
+use crate::ids::MemberName;
+use std::time::Duration;
+
+/// A standby that should stream and does not, for this long, looks at its lineage again.
+const NOT_STREAMING_LIMIT: Duration = Duration::from_secs(5);
+
+/// A lineage older than this is asked for anew.
+const LINEAGE_FRESH: Duration = Duration::from_secs(10);
+
+/// The remote source of a standby cluster.
+pub(super) fn remote(remote: &StandbyCluster) -> Upstream {
+    Upstream::Remote {
+        host: remote.host.clone(),
+        port: remote.port.clone(),
+        slot: remote.primary_slot_name.clone(),
+    }
+}
+
+/// Whom to stream from (`ha-behaviour.md` 10.1).
+pub(super) fn target(cx: &Cx, leader: &MemberName) -> Upstream {
+    if cx.s.tags.nostream() {
+        return Upstream::None;
+    }
+    let wanted = cx.s.tags.replicatefrom().filter(|name| *name != cx.s.me);
+    let source = wanted.filter(|name| cx.member(name).is_some()).unwrap_or_else(|| leader.clone());
+    cx.upstream_of(&source).unwrap_or_default()
+}
+
+pub(super) fn decide(cx: &mut Cx, leader: &MemberName) -> Reason {
+    if let Some(view) = cx.view() {
+        cx.m.note_locked(view, leader);
+    }
+    cx.m.free_since = None;
+    cx.m.race_asked = None;
+    cx.m.race_backoff_since = None;
+    cx.m.race_position = None;
+    cx.m.handover = None;
+    cx.m.failsafe_until = None;
+    if cx.is_primary() && !cx.paused() {
+        return stop_for(
+            cx,
+            StopReason::LostLock,
+            StopMode::Immediate,
+            Reason::LostLock { leader: leader.to_string() },
+        );
+    }
+    if cx.o.guardian.armed.is_some() && !cx.is_primary() && cx.sample().is_some() {
+        cx.push(Action::Disarm);
+    }
+    let Some(sample) = cx.sample() else { return Reason::Starting };
+    if !sample.in_recovery {
+        return Reason::PausedFollowing { me: cx.s.me.clone() };
+    }
+    cx.m.role = Some(PgRole::Replica);
+    if let Some(reason) = super::lead::restart_wish(cx) {
+        return reason;
+    }
+    if let Some(reason) = reinit_wish(cx, leader) {
+        return reason;
+    }
+    if let Some(reason) = vote::consider(cx, leader, sample) {
+        return reason;
+    }
+    stream(cx, leader, sample)
+}
+
+fn stream(cx: &mut Cx, leader: &MemberName, sample: &SqlSample) -> Reason {
+    let source = target(cx, leader);
+    if cx.o.postgres.conf.upstream != source && source != Upstream::None {
+        cx.m.rewind.request_check();
+        cx.m.not_streaming_since = None;
+        cx.start(Job::Follow { follow: source });
+        return Reason::ChangeUpstream { leader: leader.to_string() };
+    }
+    watch_the_stream(cx, leader, sample);
+    if let Some(reason) = on_the_right_branch(cx, leader) {
+        return reason;
+    }
+    if sample.replay_paused && !cx.paused() {
+        cx.push(Action::ResumeReplay);
+    }
+    cx.configured(Some(String::new()), false);
+    if cx.paused() {
+        return Reason::PausedFollowing { me: cx.s.me.clone() };
+    }
+    Reason::Following { me: cx.s.me.clone(), leader: leader.clone() }
+}
+
+/// Finds reasons to look at the lineage: the leader is on a newer timeline than we have seen, or the
+/// stream does not come up.
+fn watch_the_stream(cx: &mut Cx, leader: &MemberName, sample: &SqlSample) {
+    let theirs = cx.member(leader).and_then(|m| m.timeline);
+    let behind = matches!((sample.timeline, theirs), (Some(mine), Some(theirs)) if mine < theirs);
+    let streams = sample.receiver.as_ref().is_some_and(|r| r.status == "streaming");
+    if streams && !behind {
+        cx.m.not_streaming_since = None;
+        if cx.m.rewind != RewindState::Check {
+            cx.m.rewind = RewindState::Initial;
+        }
+        return;
+    }
+    let since = *cx.m.not_streaming_since.get_or_insert(cx.o.now);
+    let waited = cx.o.now.since(since);
+    if cx.s.tags.nostream() {
+        return;
+    }
+    if waited >= NOT_STREAMING_LIMIT || (behind && waited >= Duration::from_secs(1)) {
+        cx.m.not_streaming_since = Some(cx.o.now);
+        cx.m.rewind.request_check();
+    } else {
+        cx.wake_in(Duration::from_secs(1));
+        cx.probe(Duration::from_millis(250));
+    }
+}
+
+/// Settles whether our branch leads to the leader's, before we start or stream. `None`: it does, or
+/// there is no reason to doubt it.
+pub(super) fn on_the_right_branch(cx: &mut Cx, leader: &MemberName) -> Option<Reason> {
+    match cx.m.rewind {
+        RewindState::Initial | RewindState::NotNeeded | RewindState::Done => return None,
+        RewindState::Failed => return Some(after_failed_rewind(cx, leader)),
+        RewindState::Check => {}
+        RewindState::Need => return Some(rewind_or_copy(cx, leader, "diverged".into())),
+    }
+    let possible = cx.s.use_pg_rewind || cx.s.wipe_on_divergence;
+    let running = cx.alive();
+    if running && !possible {
+        cx.m.rewind = RewindState::Initial;
+        return None;
+    }
+    // The leader must be a primary that answers; its member key says so first.
+    let ready = cx.member(leader).is_some_and(|m| m.role.as_deref() == Some("primary"));
+    let lineage = cx.o.lineage.as_ref().filter(|l| {
+        l.leader == *leader && l.is_primary && cx.o.now.since(l.at) < LINEAGE_FRESH
+    });
+    let Some(lineage) = lineage else {
+        if ready {
+            ask_lineage(cx, leader);
+        }
+        cx.wake_in(Duration::from_millis(300));
+        // A running standby goes on streaming meanwhile; a stopped one must know first.
+        return (!running).then(|| Reason::CheckLineage { leader: leader.clone() });
+    };
+    compare(cx, leader, lineage)
+}
+
+fn compare(cx: &mut Cx, leader: &MemberName, lineage: &Lineage) -> Option<Reason> {
+    match rewind::check(&cx.o.postgres, lineage) {
+        Divergence::Same => {
+            cx.m.rewind = RewindState::NotNeeded;
+            None
+        }
+        Divergence::Need { why } => {
+            cx.m.rewind = RewindState::Need;
+            Some(rewind_or_copy(cx, leader, why.to_string()))
+        }
+        Divergence::Unknown { .. } => {
+            cx.wake_in(Duration::from_secs(1));
+            if !cx.alive() {
+                // The position of a stopped server cannot be told: start it as it is, look again then.
+                cx.m.rewind = RewindState::Initial;
+            }
+            None
+        }
+    }
+}
+
+fn ask_lineage(cx: &mut Cx, leader: &MemberName) {
+    let Some(upstream) = cx.upstream_of(leader) else { return };
+    if cx.may(Task::Lineage) {
+        cx.push(Action::AskLineage { leader: leader.clone(), upstream });
+    }
+}
+
+fn rewind_or_copy(cx: &mut Cx, leader: &MemberName, why: String) -> Reason {
+    if cx.paused() {
+        return Reason::PausedFollowing { me: cx.s.me.clone() };
+    }
+    let Some(source) = cx.upstream_of(leader) else {
+        return Reason::CheckLineage { leader: leader.clone() };
+    };
+    let control = cx.o.postgres.control.as_ref();
+    if cx.s.use_pg_rewind && control.is_some_and(|c| c.rewindable) {
+        // pg_rewind reads the source's control file: it must know of the new timeline already.
+        let member = cx.member(leader);
+        let checkpointed = member.is_some_and(|m| m.checkpoint_after_promote != Some(false));
+        let primary = member.is_some_and(|m| m.role.as_deref() == Some("primary"));
+        if !checkpointed || !primary {
+            cx.wake_in(Duration::from_millis(200));
+            return Reason::WaitCheckpoint { leader: leader.clone() };
+        }
+        cx.start(Job::Rewind { source });
+        return Reason::Rewind { leader: leader.clone(), why };
+    }
+    if cx.s.wipe_on_divergence && cx.s.cluster.standby_cluster.is_none() {
+        return copy_anew(cx, leader, source, why);
+    }
+    cx.wake_in(Duration::from_secs(5));
+    Reason::Diverged { why }
+}
+
+/// S7: our copy is thrown away only while another live primary with the same identifier exists; the
+/// job checks the rest.
+fn copy_anew(cx: &mut Cx, leader: &MemberName, source: Upstream, why: String) -> Reason {
+    let lineage = cx.o.lineage.as_ref().filter(|l| l.leader == *leader && l.is_primary);
+    let Some(lineage) = lineage else {
+        ask_lineage(cx, leader);
+        return Reason::CheckLineage { leader: leader.clone() };
+    };
+    let ours = cx.o.postgres.control.as_ref().map(|c| c.system_id);
+    if ours.is_some_and(|ours| ours != lineage.system_id) {
+        return Reason::Diverged { why: "the leader has another system identifier".into() };
+    }
+    cx.log(LogLevel::Warning, format!("throwing the data directory away and copying it from {leader}: {why}"));
+    let follow = target(cx, leader);
+    cx.start(Job::Reinitialize { source, follow, basebackup_only: false, wish: None });
+    Reason::CopyAnew { leader: leader.clone(), why }
+}
+
+fn after_failed_rewind(cx: &mut Cx, leader: &MemberName) -> Reason {
+    let allowed = cx.s.wipe_on_rewind_failure || cx.s.wipe_on_divergence;
+    let why = String::from("pg_rewind failed");
+    match cx.upstream_of(leader).filter(|_| allowed && !cx.paused()) {
+        Some(source) => copy_anew(cx, leader, source, why),
+        None => {
+            cx.wake_in(Duration::from_secs(10));
+            Reason::Diverged { why }
+        }
+    }
+}
+
+fn reinit_wish(cx: &mut Cx, leader: &MemberName) -> Option<Reason> {
+    let wish = cx.o.wishes.reinitialize.clone()?;
+    if cx.m.reinit_wish_done == Some(wish.id) {
+        return None;
+    }
+    let source = cx.upstream_of(leader)?;
+    let follow = target(cx, leader);
+    cx.start(Job::Reinitialize {
+        source,
+        follow,
+        basebackup_only: wish.from_leader,
+        wish: Some(wish.id),
+    });
+    Some(Reason::Reinitialize)
+}
+
+/// A wish to reinitialise while PostgreSQL is down.
+pub(super) fn reinit_wish_while_down(cx: &mut Cx, leader: &MemberName) -> Option<Reason> {
+    (cx.o.postgres.process == Process::Gone).then(|| reinit_wish(cx, leader)).flatten()
+}
+
+/// While the lock is free nothing about the source changes: the old leader may come back.
+pub(super) fn keep_source_while_free(cx: &mut Cx) {
+    cx.probe(Duration::from_millis(100));
+}

@@ -1,0 +1,332 @@
+//! What every member does besides its decision: its own key, the leader's keys, slots, checkpoints.
+//!
+//! Nothing here decides who leads. Each order compares what should be with what is, so a lost write is
+//! simply ordered again.
+
+use super::cx::Cx;
+use super::decision::{Action, LogLevel};
+use super::job::Job;
+use super::observation::{DataDir, SqlSample, Task, TaskResult};
+use super::tenure::{self, Lock};
+use super::{history, lag, slots, standing, txns, vote};
+use crate::dcs::{
+    Capabilities, Compare, ConfigRecord, FailsafeRecord, Initialize, Key, MemberRecord, Op,
+    StatusRecord, Txn,
+};
+use crate::ids::MemberName;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// Version of the protocol between members of ours.
+pub const PROTOCOL: u32 = 1;
+
+/// What this version can do beyond Patroni.
+pub fn capabilities() -> Capabilities {
+    Capabilities { protocol: PROTOCOL, record: true, fence: true }
+}
+
+pub(super) fn housekeeping(cx: &mut Cx) {
+    log_garbled(cx);
+    if !cx.o.dcs.confirmed {
+        return;
+    }
+    if let Some(failsafe) = cx.view().and_then(|v| v.failsafe.as_ref()) {
+        cx.m.failsafe_members = failsafe.members.clone();
+    }
+    if matches!(cx.lock, Lock::Mine(_)) && cx.keep_leading && !cx.o.wishes.shutdown {
+        leader_keys(cx);
+    }
+    slots(cx);
+    own_member_key(cx);
+}
+
+fn log_garbled(cx: &mut Cx) {
+    let Some(view) = cx.view() else { return };
+    for garbled in &view.garbled {
+        if cx.m.logged_garbled.get(&garbled.key) != Some(&garbled.modified) {
+            cx.m.logged_garbled.insert(garbled.key.clone(), garbled.modified);
+            let text = format!("the value of {} in etcd cannot be read: {}", garbled.key, garbled.problem);
+            cx.log(LogLevel::Error, text);
+        }
+    }
+}
+
+// --- the leader's keys ----------------------------------------------------------------------------
+
+fn leader_keys(cx: &mut Cx) {
+    switch_mode(cx);
+    restore_initialize(cx);
+    restore_config(cx);
+    let Some(sample) = cx.sample() else { return };
+    if sample.in_recovery && cx.s.cluster.standby_cluster.is_none() {
+        return;
+    }
+    if let Some(entry) = cx.view().and_then(|v| v.record.as_ref()) {
+        let _ = vote::withdraw_if_over(cx, entry);
+    }
+    checkpoint(cx, sample);
+    status(cx, sample);
+    failsafe(cx);
+    if !sample.in_recovery {
+        write_history(cx, sample);
+    }
+}
+
+/// All members that could take a record over: those that announce it, and we.
+pub(super) fn record_members(cx: &Cx) -> Vec<MemberName> {
+    let mut names: Vec<MemberName> = cx
+        .view()
+        .map(|view| {
+            view.members
+                .iter()
+                .filter(|(_, m)| speaks_our_protocol(m.record.capabilities))
+                .map(|(name, _)| name.clone())
+                .collect()
+        })
+        .unwrap_or_default();
+    if !names.contains(&cx.s.me) {
+        names.push(cx.s.me.clone());
+        names.sort();
+    }
+    names
+}
+
+fn speaks_our_protocol(capabilities: Option<Capabilities>) -> bool {
+    capabilities.is_some_and(|c| c.protocol == PROTOCOL && c.record)
+}
+
+/// Native while every member is ours, compatible as soon as one is not.
+fn switch_mode(cx: &mut Cx) {
+    let Some(view) = cx.view() else { return };
+    let all_ours = view.members.contains_key(&cx.s.me)
+        && view.members.values().all(|m| speaks_our_protocol(m.record.capabilities));
+    let wanted = cx.s.cluster.native.record_lease && all_ours;
+    let native = tenure::is_native(view);
+    if wanted == native || cx.o.job.is_some() {
+        return;
+    }
+    if wanted {
+        let (Some(session), Some(leader)) = (cx.o.dcs.session, view.leader.as_ref()) else { return };
+        if leader.lease != session.id || cx.o.guardian.session.is_empty() {
+            return;
+        }
+        let members = record_members(cx);
+        let guardian = &cx.o.guardian.session;
+        cx.write(Task::Lock, txns::go_native(view, cx.s, guardian, session.id, members));
+    } else if let Some(txn) = txns::go_compatible(view, cx.s) {
+        cx.write(Task::Lock, txn);
+    }
+}
+
+/// `dcs-layout.md` 3.3: the owner restores the identifier after a wipe.
+fn restore_initialize(cx: &mut Cx) {
+    let Some(view) = cx.view() else { return };
+    let Some(system) = cx.o.postgres.control.as_ref().map(|c| c.system_id).filter(|s| s.0 != 0)
+    else {
+        return;
+    };
+    let compare = match &view.initialize {
+        Some(Initialize::System(_)) => return,
+        None => Compare::Absent(Key::Initialize),
+        Some(Initialize::Bootstrapping) => Compare::Value(Key::Initialize, String::new()),
+        Some(Initialize::Invalid(_)) => Compare::Present(Key::Initialize),
+    };
+    let txn = Txn::when(vec![compare], vec![Op::put(Key::Initialize, system.to_string())]);
+    cx.write(Task::Initialize, txn);
+}
+
+/// `dcs-layout.md` 3.4: the owner restores the configuration that is missing or cannot be read.
+fn restore_config(cx: &mut Cx) {
+    let Some(view) = cx.view() else { return };
+    if view.config.document().is_some() || cx.s.dynamic.is_empty() {
+        return;
+    }
+    let compare = match &view.config {
+        ConfigRecord::Absent => Compare::Absent(Key::Config),
+        ConfigRecord::Document { modified, .. } | ConfigRecord::Garbled { modified, .. } => {
+            Compare::Unchanged(Key::Config, *modified)
+        }
+    };
+    let value = Value::Object(cx.s.dynamic.clone()).to_string();
+    cx.write(Task::Config, Txn::when(vec![compare], vec![Op::put(Key::Config, value)]));
+}
+
+/// `ha-behaviour.md` 7.3: a rewind from us needs a checkpoint on our timeline.
+fn checkpoint(cx: &mut Cx, sample: &SqlSample) {
+    if sample.in_recovery || cx.m.checkpointed == sample.timeline {
+        return;
+    }
+    let control = cx.o.postgres.control.as_ref().map(|c| c.timeline);
+    let ordered = cx.m.checkpoint_for == sample.timeline;
+    let done = ordered
+        && cx.outcome(Task::Checkpoint).is_some_and(|o| {
+            o.result == TaskResult::Done && cx.m.checkpoint_at.is_some_and(|at| o.at >= at)
+        });
+    if done || (control.is_some() && control == sample.timeline) {
+        cx.m.checkpointed = sample.timeline;
+        return;
+    }
+    if cx.may(Task::Checkpoint) {
+        cx.m.checkpoint_for = sample.timeline;
+        cx.m.checkpoint_at = Some(cx.o.now);
+        cx.push(Action::Checkpoint);
+    }
+}
+
+fn status(cx: &mut Cx, sample: &SqlSample) {
+    let Some(view) = cx.view() else { return };
+    let Some(optime) = lag::position(sample).some() else { return };
+    let due = cx
+        .m
+        .status_written
+        .is_none_or(|at| cx.o.now.since(at) >= cx.s.cluster.timing.loop_wait());
+    let retain_slots = slots::retain(cx.o.now, cx.s, view, &mut cx.m.retained);
+    let wanted = StatusRecord {
+        present: true,
+        optime: Some(optime),
+        slots: slots::status_slots(sample, cx.s, view, optime),
+        retain_slots,
+    };
+    if due && wanted != view.status && cx.o.job.is_none() {
+        cx.m.status_written = Some(cx.o.now);
+        cx.write(Task::Status, Txn::when(still_leader(cx), vec![Op::put(Key::Status, wanted.to_value())]));
+    }
+}
+
+/// The leader's own keys are only written while the leader key is still ours.
+fn still_leader(cx: &Cx) -> Vec<Compare> {
+    vec![Compare::Value(Key::Leader, cx.s.me.as_str().to_owned())]
+}
+
+fn failsafe(cx: &mut Cx) {
+    if !cx.s.cluster.failsafe_mode {
+        return;
+    }
+    let Some(view) = cx.view() else { return };
+    let mut members: std::collections::BTreeMap<MemberName, String> = view
+        .members
+        .iter()
+        .filter_map(|(name, m)| Some((name.clone(), m.record.api_url.clone()?)))
+        .collect();
+    members.insert(cx.s.me.clone(), cx.s.api_url.clone());
+    let wanted = FailsafeRecord { members };
+    if view.failsafe.as_ref() != Some(&wanted) {
+        let put = Op::put(Key::Failsafe, wanted.to_value());
+        cx.write(Task::Failsafe, Txn::when(still_leader(cx), vec![put]));
+    }
+}
+
+fn write_history(cx: &mut Cx, sample: &SqlSample) {
+    let Some(view) = cx.view() else { return };
+    let next = history::next(
+        &view.history,
+        sample.timeline,
+        cx.o.postgres.history.as_ref(),
+        &cx.s.me,
+        cx.s.cluster.max_timelines_history,
+    );
+    if let Some(next) = next {
+        let put = Op::put(Key::History, next.to_value());
+        cx.write(Task::History, Txn::when(still_leader(cx), vec![put]));
+    }
+}
+
+// --- slots ----------------------------------------------------------------------------------------
+
+fn slots(cx: &mut Cx) {
+    if !cx.s.cluster.use_slots || cx.o.job.is_some() {
+        return;
+    }
+    let Some(sample) = cx.sample() else { return };
+    let Some(view) = cx.view() else { return };
+    let leading = matches!(cx.lock, Lock::Mine(_)) && !sample.in_recovery;
+    let lock_free = matches!(cx.lock, Lock::Free | Lock::Unknown(_));
+    let plan = slots::plan(&slots::SlotInput {
+        settings: cx.s,
+        view,
+        sample,
+        major_version: cx.o.postgres.major_version,
+        leading,
+        locked: !lock_free,
+        retained: &cx.m.retained,
+    });
+    let due = cx.m.slots_done.is_none_or(|at| cx.o.now.since(at) >= Duration::from_secs(1));
+    if !plan.is_empty() && due && cx.may(Task::Slots) {
+        cx.m.slots_done = Some(cx.o.now);
+        cx.push(Action::Slots(plan));
+    }
+}
+
+// --- our own key ----------------------------------------------------------------------------------
+
+/// Positions alone are published once per `loop_wait`; everything else at once.
+fn own_member_key(cx: &mut Cx) {
+    let Some(view) = cx.view() else { return };
+    let Some(session) = cx.o.dcs.session else { return };
+    if matches!(cx.o.postgres.data_dir, DataDir::Unknown) {
+        return;
+    }
+    let wanted = member_record(cx);
+    let current = view.members.get(&cx.s.me);
+    let same_lease = current.is_some_and(|c| c.lease == session.id);
+    let due = cx
+        .m
+        .member_written
+        .is_none_or(|at| cx.o.now.since(at) >= cx.s.cluster.timing.loop_wait());
+    let needed = match current.filter(|_| same_lease) {
+        None => true,
+        Some(entry) if entry.record == wanted => false,
+        Some(entry) => due || without_positions(&entry.record) != without_positions(&wanted),
+    };
+    if needed && cx.may(Task::Member) {
+        cx.m.member_written = Some(cx.o.now);
+        let put = Op::put_leased(Key::Member(cx.s.me.clone()), wanted.to_value());
+        cx.push(Action::Write { task: Task::Member, txn: Txn::always(vec![put]) });
+    }
+}
+
+fn without_positions(record: &MemberRecord) -> MemberRecord {
+    MemberRecord { xlog_location: None, replay_lsn: None, receive_lsn: None, ..record.clone() }
+}
+
+fn member_record(cx: &Cx) -> MemberRecord {
+    let sample = cx.sample();
+    let replica = sample.filter(|sample| sample.in_recovery);
+    // No positions while something long goes on, but for a promotion (`dcs-layout.md` 3.2).
+    let quiet = cx.o.job.as_ref().is_none_or(|j| matches!(j.job, Job::Promote { .. }));
+    let leading = matches!(cx.lock, Lock::Mine(_));
+    let unconfirmed = leading && sample.is_some_and(|s| cx.m.checkpointed != s.timeline);
+    let mut tags = cx.s.tags.published();
+    if cx.m.leaving_sync.is_some() {
+        tags.insert("nosync".into(), Value::Bool(true));
+        tags.insert("sync_priority".into(), json!(0));
+    }
+    let pending = sample.filter(|s| !s.pending_restart.is_empty()).map(pending_reason);
+    MemberRecord {
+        conn_url: Some(cx.s.conn_url.clone()),
+        api_url: Some(cx.s.api_url.clone()),
+        state: Some(standing::state(cx).as_str().to_owned()),
+        role: Some(standing::role(cx).as_str().to_owned()),
+        version: Some(cx.s.version.clone()),
+        proxy_url: cx.s.proxy_url.clone(),
+        checkpoint_after_promote: unconfirmed.then_some(false),
+        tags,
+        pending_restart: pending.is_some(),
+        pending_restart_reason: pending,
+        xlog_location: sample.filter(|_| quiet).and_then(|s| lag::position(s).some()),
+        replay_lsn: replica.filter(|_| quiet).and_then(|s| s.replay_lsn.some()),
+        receive_lsn: replica.filter(|_| quiet).and_then(|s| s.receive_lsn.some()),
+        replication_state: replica.and_then(standing::replication_state).map(str::to_owned),
+        timeline: sample.and_then(|s| s.timeline),
+        scheduled_restart: cx.o.wishes.scheduled_restart.as_ref().map(standing::scheduled_restart),
+        pause: cx.paused(),
+        capabilities: Some(capabilities()),
+    }
+}
+
+fn pending_reason(sample: &SqlSample) -> Value {
+    let reasons = sample.pending_restart.iter().map(|(name, (old, new))| {
+        (name.clone(), json!({"old_value": old, "new_value": new}))
+    });
+    Value::Object(reasons.collect())
+}

@@ -1,0 +1,454 @@
+//! We hold the lock (`ha-behaviour.md` 4.2, 7).
+
+use super::cx::Cx;
+use super::decision::Action;
+use super::election;
+use super::handover;
+use super::job::{Job, StopMode, StopReason, Upstream};
+use super::leave;
+use super::observation::{SqlSample, Task};
+use super::reason::Reason;
+use super::sync::{self, SyncStep};
+use super::tenure::Tenure;
+use super::txns;
+use super::{follow, quorum};
+use crate::config::SyncMode;
+use crate::dcs::{Compare, Key, Op, PgRole, SyncRecord, Txn};
+use crate::ids::MemberName;
+use crate::time::MonoTime;
+use crate::wal::Lsn;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// While the lock is contested or a switchover is under way, the slowest peer is waited for this long:
+/// a dead node's silence changes nothing (`DESIGN.md`, "Peers are asked in parallel").
+pub(super) const ASK_LIMIT: Duration = Duration::from_millis(300);
+
+/// Answers older than this are asked for anew.
+pub(super) const ANSWERS_FRESH: Duration = Duration::from_millis(1500);
+
+/// Our name stands in `/leader`, from an earlier life or on a lease that is gone.
+pub(super) fn inherit(cx: &mut Cx) -> Reason {
+    if leave::native(cx) {
+        // An earlier life led in an epoch that we cannot renew. A server that is still writable goes
+        // down first; then the epoch is over and the next one may be claimed.
+        if cx.is_primary() && !cx.paused() {
+            return super::decide::stop_for(
+                cx,
+                StopReason::LostLock,
+                StopMode::Fast,
+                Reason::LeaseSpent,
+            );
+        }
+        cx.push(Action::Disarm);
+        return Reason::Inherit;
+    }
+    if cx.o.dcs.session.is_some() && cx.o.dcs.confirmed {
+        cx.write(Task::Lock, txns::inherit(cx.s));
+    }
+    Reason::Inherit
+}
+
+/// Whether the guardian has confirmed the deadline of this tenure; orders it if not (S2).
+pub(super) fn armed(cx: &mut Cx, tenure: &Tenure) -> bool {
+    let confirmed = cx
+        .o
+        .guardian
+        .armed
+        .is_some_and(|armed| armed.epoch == tenure.epoch && armed.deadline > cx.o.now);
+    if !confirmed {
+        cx.push(Action::Arm(tenure.epoch));
+        cx.wake_in(Duration::from_millis(20));
+    }
+    confirmed
+}
+
+pub(super) fn decide(cx: &mut Cx, tenure: Tenure) -> Reason {
+    if let Some(view) = cx.view() {
+        let me = cx.s.me.clone();
+        cx.m.note_locked(view, &me);
+    }
+    cx.m.free_since = None;
+    cx.m.race_backoff_since = None;
+    if cx.paused() {
+        return paused(cx);
+    }
+    let armed = armed(cx, &tenure);
+    if let Some(until) = cx.m.failsafe_until.filter(|until| *until >= tenure.deadline) {
+        if cx.o.guardian.armed.is_none_or(|armed| armed.deadline < until) {
+            cx.push(Action::ArmUntil { epoch: tenure.epoch, deadline: until });
+        }
+    }
+    let Some(sample) = cx.sample() else { return leading(cx, tenure) };
+    if cx.s.cluster.standby_cluster.is_some() {
+        return standby_leader(cx, sample.in_recovery);
+    }
+    if sample.in_recovery {
+        return promote(cx, tenure, armed);
+    }
+    cx.m.role = Some(PgRole::Primary);
+    if let Some(reason) = handover::decide(cx) {
+        return reason;
+    }
+    if let Some(reason) = restart_wish(cx) {
+        return reason;
+    }
+    hold_back_after_crash(cx, sample);
+    replicate_synchronously(cx, sample);
+    leading(cx, tenure)
+}
+
+fn leading(cx: &mut Cx, tenure: Tenure) -> Reason {
+    if cx.o.dcs.confirmed {
+        return Reason::Leading { me: cx.s.me.clone() };
+    }
+    if let Some(reason) = failsafe(cx, &tenure) {
+        return reason;
+    }
+    Reason::LeadingBlind { left: cx.o.now.until(tenure.deadline) }
+}
+
+fn paused(cx: &mut Cx) -> Reason {
+    if cx.o.guardian.armed.is_some() {
+        // S13: in pause nothing is demoted, so no deadline may end it either.
+        cx.push(Action::Disarm);
+    }
+    if !cx.is_primary() && cx.sample().is_some() && cx.s.cluster.standby_cluster.is_none() {
+        let candidate = cx.view().and_then(|v| v.failover.as_ref()).and_then(|f| f.candidate.clone());
+        if candidate.as_ref() == Some(&cx.s.me) || cx.m.last_rule == "race-candidate" {
+            let Some(tenure) = cx.tenure() else { return Reason::Inherit };
+            return promote(cx, tenure, true);
+        }
+        if matches!(cx.m.role, Some(PgRole::Promoted)) {
+            return Reason::PromotionPending;
+        }
+        return leave::begin(cx, None, Reason::ReleasedInPause);
+    }
+    if cx.is_primary() {
+        cx.m.role = Some(PgRole::Primary);
+        if let Some(reason) = handover::decide(cx) {
+            return reason;
+        }
+        if let Some(reason) = restart_wish(cx) {
+            return reason;
+        }
+        if let Some(sample) = cx.sample() {
+            replicate_synchronously(cx, sample);
+        }
+    }
+    Reason::PausedLeading { me: cx.s.me.clone() }
+}
+
+// --- becoming the primary -------------------------------------------------------------------------
+
+fn promote(cx: &mut Cx, tenure: Tenure, armed: bool) -> Reason {
+    if cx.o.watchdog_failed {
+        return leave::begin(cx, None, Reason::ReleasedForWatchdog);
+    }
+    if !cx.o.guardian.fit {
+        return leave::begin(cx, None, Reason::GuardianLost);
+    }
+    if cx.m.not_leading_before.is_some_and(|at| cx.o.now < at) {
+        let why = "see the line above".to_owned();
+        return leave::begin(cx, None, Reason::ReleasedForPrePromote { why });
+    }
+    if cx.m.failed_starts >= 3 {
+        return leave::begin(cx, None, Reason::ReleasedForStart);
+    }
+    if let Some(at) = cx.m.start_not_before.filter(|at| cx.o.now < *at) {
+        cx.wake(at);
+        return Reason::PromotionPending;
+    }
+    if let Some(reason) = prepare_sync(cx) {
+        return reason;
+    }
+    if !armed {
+        return Reason::ArmFirst;
+    }
+    cx.probe(Duration::from_millis(20));
+    cx.start(Job::Promote { epoch: tenure.epoch });
+    Reason::Promote
+}
+
+/// S9: before the promotion PostgreSQL already waits for those whom the key names, so that no commit is
+/// acknowledged that the next election would not find (`ha-behaviour.md` 16.4, 17.4).
+fn prepare_sync(cx: &mut Cx) -> Option<Reason> {
+    let view = cx.view()?;
+    let strict = cx.s.cluster.synchronous_mode_strict;
+    let names = match cx.s.cluster.synchronous_mode {
+        SyncMode::Off => {
+            let settled = cx.configured(Some(String::new()), true);
+            return (!settled).then(|| Reason::PreparePromotion { what: "configuration".into() });
+        }
+        SyncMode::On => {
+            let prepared = sync::pre_promotion(&view.sync, &cx.s.me, strict);
+            if view.sync.leader.as_ref() != Some(&cx.s.me) {
+                let value = SyncRecord::value(&cx.s.me, &prepared.standbys, 0);
+                cx.write(Task::Sync, sync_txn(&view.sync, value));
+                return Some(Reason::PreparePromotion { what: "the sync key".into() });
+            }
+            sync::names_before_promotion(&view.sync, strict)
+        }
+        SyncMode::Quorum => quorum::names_before_promotion(&view.sync, &cx.s.me, strict),
+    };
+    let settled = cx.configured(Some(names), true);
+    (!settled).then(|| Reason::PreparePromotion { what: "synchronous standby names".into() })
+}
+
+/// Names that a crashed primary must have in force before it is started again.
+pub(super) fn names_for_start(cx: &Cx) -> Option<String> {
+    (cx.s.cluster.is_synchronous() && !cx.o.postgres.conf.as_primary)
+        .then(|| cx.o.postgres.conf.sync_names.clone())
+}
+
+/// Every write of `/sync` compares with the revision that was read, the first one too, and that we
+/// still lead (a takeover and a change of `/sync` exclude each other, `DESIGN.md` 3).
+pub(super) fn sync_txn(read: &SyncRecord, value: String) -> Txn {
+    let unchanged = match read.modified {
+        Some(revision) => Compare::Unchanged(Key::Sync, revision),
+        None => Compare::Absent(Key::Sync),
+    };
+    Txn::when(vec![unchanged], vec![Op::put(Key::Sync, value)])
+}
+
+// --- synchronous replication ----------------------------------------------------------------------
+
+fn replicate_synchronously(cx: &mut Cx, sample: &SqlSample) {
+    if !cx.o.dcs.confirmed {
+        return;
+    }
+    let Some(view) = cx.view() else { return };
+    // A lost standby must unblock commits within 3 s (L8): look often enough to see it.
+    if cx.s.cluster.is_synchronous() {
+        cx.probe(Duration::from_millis(250));
+    }
+    let input = sync::SyncInput {
+        now: cx.o.now,
+        me: &cx.s.me,
+        config: &cx.s.cluster,
+        view,
+        sample,
+    };
+    let step = match cx.s.cluster.synchronous_mode {
+        SyncMode::Off if view.sync.modified.is_none() => return configure_steady(cx, sample),
+        SyncMode::Off => sync::switch_off(&input, &mut cx.m.sync),
+        SyncMode::On => sync::step_on(&input, &mut cx.m.sync),
+        SyncMode::Quorum => quorum::step_quorum(&input, &mut cx.m.sync),
+    };
+    carry_out(cx, step, sample);
+}
+
+fn carry_out(cx: &mut Cx, step: SyncStep, sample: &SqlSample) {
+    let Some(view) = cx.view() else { return };
+    match step {
+        SyncStep::WriteKey { standbys, quorum } => {
+            let value = SyncRecord::value(&cx.s.me, &standbys, quorum);
+            let mut txn = sync_txn(&view.sync, value);
+            txn.when.push(Compare::Value(Key::Leader, cx.s.me.as_str().to_owned()));
+            cx.write(Task::Sync, txn);
+        }
+        SyncStep::SetNames(names) => {
+            cx.configured(Some(names), true);
+            cx.probe(Duration::from_millis(50));
+            cx.wake_in(Duration::from_millis(50));
+        }
+        SyncStep::DeleteKey => {
+            if let Some(revision) = view.sync.modified {
+                let txn = Txn::when(
+                    vec![Compare::Unchanged(Key::Sync, revision)],
+                    vec![Op::Delete(Key::Sync)],
+                );
+                cx.write(Task::Sync, txn);
+            }
+        }
+        SyncStep::Wait(_) => {
+            cx.probe(Duration::from_millis(100));
+            configure_steady(cx, sample);
+        }
+        SyncStep::Settled => configure_steady(cx, sample),
+    }
+}
+
+/// No change of the names is under way: keep them, and apply whatever else has changed.
+fn configure_steady(cx: &mut Cx, sample: &SqlSample) {
+    let managed = cx.s.cluster.is_synchronous();
+    let names = managed.then(|| sample.synchronous_standby_names.clone());
+    cx.configured(names, true);
+}
+
+/// S9: after a crash restart clients are kept out until as many standbys as a commit needs have what
+/// was recovered; else they could read what an election might still lose.
+fn hold_back_after_crash(cx: &mut Cx, sample: &SqlSample) {
+    let Some(target) = cx.m.hold_until else { return };
+    let target = match target {
+        Lsn::NONE => {
+            cx.m.hold_until = sample.flush_lsn.some();
+            sample.flush_lsn
+        }
+        known => known,
+    };
+    let Some(parsed) = sync::parse_names(&sample.synchronous_standby_names) else {
+        cx.m.hold_until = None;
+        return;
+    };
+    let have = sample
+        .wal_senders
+        .iter()
+        .filter(|w| parsed.names.iter().any(|n| n.eq_ignore_ascii_case(&w.application_name)))
+        .filter(|w| w.flush_lsn >= target)
+        .count();
+    if have >= usize::try_from(parsed.count).unwrap_or(usize::MAX) {
+        cx.m.hold_until = None;
+        return;
+    }
+    cx.probe(Duration::from_millis(50));
+    cx.hold_back = Some(format!("recovered WAL up to {target} is not on a quorum yet"));
+}
+
+// --- wishes ---------------------------------------------------------------------------------------
+
+pub(super) fn restart_wish(cx: &mut Cx) -> Option<Reason> {
+    let wish = cx.o.wishes.restart.clone()?;
+    if cx.m.restart_wish_done == Some(wish.id) {
+        return None;
+    }
+    let timeout = wish.timeout.map_or(cx.s.cluster.primary_start_timeout, Duration::from_secs);
+    let follow = cx.o.postgres.conf.upstream.clone();
+    cx.start(Job::Restart { timeout, wish: Some(wish.id), follow });
+    Some(Reason::RestartWish)
+}
+
+// --- who could take over --------------------------------------------------------------------------
+
+/// The answer to "could somebody else lead?".
+pub(super) enum Takeover {
+    /// The question is on its way.
+    Asking,
+    /// This member could.
+    By(MemberName),
+    /// Nobody could.
+    Nobody,
+}
+
+/// Everybody but us who has a REST URL.
+pub(super) fn peers(cx: &Cx) -> BTreeMap<MemberName, String> {
+    let Some(view) = cx.view() else { return BTreeMap::new() };
+    view.members
+        .iter()
+        .filter(|(name, _)| **name != cx.s.me)
+        .filter_map(|(name, entry)| Some((name.clone(), entry.record.api_url.clone()?)))
+        .collect()
+}
+
+/// Whether all of `peers` were asked after `since`; asks them if not.
+pub(super) fn asked_since(
+    cx: &mut Cx,
+    peers: BTreeMap<MemberName, String>,
+    since: MonoTime,
+    limit: Duration,
+) -> bool {
+    let fresh = peers.keys().all(|n| cx.o.peers.get(n).is_some_and(|a| a.asked_at >= since));
+    if !fresh && cx.may(Task::Peers) {
+        cx.push(Action::AskPeers { peers, limit });
+    }
+    fresh
+}
+
+pub(super) fn takeover_candidate(cx: &mut Cx) -> Takeover {
+    let since = MonoTime(cx.o.now.0) - ANSWERS_FRESH;
+    let peers = peers(cx);
+    if peers.is_empty() {
+        return Takeover::Nobody;
+    }
+    if !asked_since(cx, peers, since, ASK_LIMIT) {
+        return Takeover::Asking;
+    }
+    match somebody_can_take_over(cx, None) {
+        Some(name) => Takeover::By(name),
+        None => Takeover::Nobody,
+    }
+}
+
+/// `ha-behaviour.md` 5.3 on the answers at hand.
+pub(super) fn somebody_can_take_over(cx: &Cx, request: Option<&handover::Request>) -> Option<MemberName> {
+    let view = cx.view()?;
+    election::best_candidate(&election::Handing {
+        me: &cx.s.me,
+        config: &cx.s.cluster,
+        view,
+        peers: &cx.o.peers,
+        wanted: request.and_then(|r| r.candidate.as_ref()),
+        any_standby: request.is_some_and(|r| !r.switchover),
+        at_least: None,
+    })
+}
+
+// --- without etcd ---------------------------------------------------------------------------------
+
+/// S20: while etcd is out of reach, the promise of every member not to lead moves our deadline on.
+fn failsafe(cx: &mut Cx, tenure: &Tenure) -> Option<Reason> {
+    if !cx.s.cluster.failsafe_mode || !cx.m.failsafe_members.contains_key(&cx.s.me) {
+        return None;
+    }
+    let mut peers = cx.m.failsafe_members.clone();
+    peers.remove(&cx.s.me);
+    let promise = cx.s.cluster.timing.ttl() - super::tenure::COMPATIBLE_MARGIN;
+    if peers.is_empty() {
+        cx.m.failsafe_until = Some(cx.o.now + promise);
+    }
+    if let Some(outcome) = cx.outcome(Task::AskFailsafe) {
+        if let super::observation::TaskResult::Failsafe { accepted: true, sent_at } = outcome.result {
+            let until = sent_at + promise;
+            if until > cx.m.failsafe_until.unwrap_or_default() && sent_at > tenure.sent_at {
+                cx.m.failsafe_until = Some(until);
+            }
+        }
+    }
+    let since_last = cx.outcome(Task::AskFailsafe).map_or(Duration::MAX, |o| cx.o.now.since(o.at));
+    let due = cx.s.cluster.timing.loop_wait().min(Duration::from_secs(3));
+    if since_last >= due && cx.may(Task::AskFailsafe) && !peers.is_empty() {
+        let slots = cx.sample().map(own_slots).unwrap_or_default();
+        cx.push(Action::AskFailsafe { peers, slots });
+    }
+    cx.wake_in(Duration::from_secs(1));
+    let active = cx.m.failsafe_until.is_some_and(|until| until > cx.o.now);
+    active.then(|| Reason::Failsafe { me: cx.s.me.clone() })
+}
+
+fn own_slots(sample: &SqlSample) -> BTreeMap<String, u64> {
+    let position = |slot: &super::observation::SlotRow| {
+        if slot.logical { slot.confirmed_flush_lsn } else { slot.restart_lsn }
+    };
+    sample.slots.iter().map(|slot| (slot.name.clone(), position(slot).0)).collect()
+}
+
+// --- standby cluster ------------------------------------------------------------------------------
+
+fn standby_leader(cx: &mut Cx, in_recovery: bool) -> Reason {
+    if !in_recovery {
+        return super::decide::stop_for(
+            cx,
+            StopReason::DemoteCluster,
+            StopMode::Fast,
+            Reason::HandoverStop { candidate: "the remote primary".into() },
+        );
+    }
+    if let Some(reason) = handover::decide(cx) {
+        return reason;
+    }
+    let Some(remote) = &cx.s.cluster.standby_cluster else { return Reason::NotLookedYet };
+    if cx.m.role != Some(PgRole::StandbyLeader) {
+        cx.m.role = Some(PgRole::StandbyLeader);
+        cx.push(Action::Callback {
+            event: "on_role_change".into(),
+            role: PgRole::StandbyLeader.as_str().into(),
+        });
+    }
+    let target: Upstream = follow::remote(remote);
+    if cx.o.postgres.conf.upstream != target {
+        cx.start(Job::Follow { follow: target });
+        return Reason::ChangeUpstream { leader: "the remote primary".into() };
+    }
+    cx.configured(None, false);
+    Reason::StandbyLeading { me: cx.s.me.clone() }
+}

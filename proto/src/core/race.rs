@@ -1,0 +1,210 @@
+//! Nobody leads: may we take the lock? (`ha-behaviour.md` 4.1, 5)
+
+use super::cx::Cx;
+use super::decision::LogLevel;
+use super::election::{self, Race, Verdict};
+use super::job::{StopMode, StopReason};
+use super::lead::{self, ASK_LIMIT};
+use super::memory::LastLocked;
+use super::observation::{PeerAnswer, SqlSample, Task};
+use super::reason::Reason;
+use super::{decide::stop_for, follow, keep, lag, txns};
+use crate::dcs::{Initialize, PgRole};
+use crate::ids::MemberName;
+use crate::time::MonoTime;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A verdict against us is looked at again after this: positions and peers change.
+const ASK_AGAIN: Duration = Duration::from_millis(700);
+
+/// How long the named candidate of a request is left alone with the free lock before all others may
+/// race for it (W21 of `ha-behaviour.md` 28: a candidate that cannot promote stalls Patroni for ever).
+const CANDIDATE_GRACE: Duration = Duration::from_secs(5);
+
+pub(super) fn decide(cx: &mut Cx) -> Reason {
+    cx.probe(Duration::from_millis(100));
+    let since = *cx.m.free_since.get_or_insert(cx.o.now);
+    let Some(sample) = cx.sample() else {
+        // No position, no candidacy; a silent server is no reason to demote it either.
+        return if cx.m.role == Some(PgRole::Primary) { blocked_primary(cx) } else { Reason::Starting };
+    };
+    if !sample.in_recovery {
+        return primary(cx, sample);
+    }
+    if cx.m.not_leading_before.is_some_and(|at| cx.o.now < at) {
+        return not_allowed(cx, "pre_promote failed lately");
+    }
+    if cx.paused() {
+        return paused(cx);
+    }
+    if cx.s.tags.nofailover() {
+        return not_allowed(cx, "nofailover");
+    }
+    if cx.o.watchdog_failed || !cx.o.guardian.fit {
+        return not_allowed(cx, "watchdog or guardian cannot be used");
+    }
+    if cx.o.failsafe_caller.as_ref().is_some_and(|c| {
+        cx.s.cluster.failsafe_mode && cx.o.now.since(c.at) < cx.s.cluster.timing.ttl()
+    }) {
+        // S20: we have promised that primary not to lead.
+        return not_allowed(cx, "a primary without etcd was promised time");
+    }
+    if let Some(reason) = race_backoff(cx, sample) {
+        return reason;
+    }
+    contest(cx, sample, since)
+}
+
+fn not_allowed(cx: &mut Cx, why: &str) -> Reason {
+    cx.m.rewind.request_check();
+    Reason::NotAllowed { why: why.to_owned() }
+}
+
+/// A silent primary whose lock is gone: it may come back to writing at any moment, so it goes.
+fn blocked_primary(cx: &mut Cx) -> Reason {
+    if cx.paused() {
+        return Reason::PausedFree;
+    }
+    stop_for(cx, StopReason::LostLock, StopMode::Immediate, Reason::NoLock)
+}
+
+/// A running primary takes a free lock if no newer timeline than its own is known (rules 4 and 5).
+fn primary(cx: &mut Cx, sample: &SqlSample) -> Reason {
+    let Some(view) = cx.view() else { return Reason::EtcdNeverRead };
+    let system = cx.o.postgres.control.as_ref().map(|c| c.system_id);
+    let same_cluster = match (&view.initialize, system) {
+        (Some(Initialize::System(cluster)), Some(ours)) => *cluster == ours,
+        _ => true,
+    };
+    let newest = view.history.cluster_timeline();
+    let up_to_date = match (sample.timeline, newest) {
+        (Some(mine), Some(newest)) => mine >= newest,
+        (_, None) => true,
+        (None, Some(_)) => false,
+    };
+    if same_cluster && (up_to_date || cx.paused()) {
+        claim(cx);
+        return Reason::Claim { verdict: Verdict::Best };
+    }
+    if cx.paused() {
+        return Reason::PausedFree;
+    }
+    stop_for(cx, StopReason::LostLock, StopMode::Immediate, Reason::NoLock)
+}
+
+fn paused(cx: &mut Cx) -> Reason {
+    let request = cx.view().and_then(|v| v.failover.as_ref());
+    let named = request.is_some_and(|r| {
+        r.candidate.as_ref() == Some(&cx.s.me) && r.scheduled_at.is_none()
+    });
+    if named && !cx.s.tags.nofailover() {
+        claim(cx);
+        return Reason::ClaimAsCandidate;
+    }
+    Reason::PausedFree
+}
+
+/// `ha-behaviour.md` 4.1, rule 1.
+fn race_backoff(cx: &mut Cx, sample: &SqlSample) -> Option<Reason> {
+    let backoff = cx.s.cluster.primary_race_backoff;
+    let requested = cx.view().is_some_and(|v| v.failover.is_some());
+    if backoff.is_zero() || requested || cx.s.cluster.standby_cluster.is_some() {
+        return None;
+    }
+    let position = lag::position(sample);
+    let before = cx.m.race_position.replace(position)?;
+    let since = *cx.m.race_backoff_since.get_or_insert(cx.o.now);
+    let passed = cx.o.now.since(since);
+    let moves = sample.receiver.is_some() && position > before;
+    let waits = passed + cx.s.cluster.timing.loop_wait() < backoff;
+    if (passed < backoff && moves) || waits {
+        cx.wake_in(Duration::from_secs(1));
+        return Some(Reason::RaceBackoff);
+    }
+    None
+}
+
+fn contest(cx: &mut Cx, sample: &SqlSample, since: MonoTime) -> Reason {
+    let Some(view) = cx.view() else { return Reason::EtcdNeverRead };
+    let last = cx.m.last_locked.clone().unwrap_or_default();
+    let none = BTreeMap::new();
+    let race = race(cx, sample, &last, &none);
+    // The named candidate needs no comparison at all (rule 1 of 6.3).
+    let request = view.failover.as_ref();
+    if request.is_some_and(|r| r.candidate.as_ref() == Some(&cx.s.me))
+        && election::stand(&race) == Verdict::Requested
+    {
+        claim(cx);
+        return Reason::ClaimAsCandidate;
+    }
+    let peers = election::peers_to_ask(&race);
+    let again = cx.m.race_asked.filter(|at| *at >= since).map_or(since, |at| {
+        if cx.o.now.since(at) >= ASK_AGAIN { cx.o.now } else { at }
+    });
+    if !lead::asked_since(cx, peers, again, ASK_LIMIT) {
+        cx.m.race_asked = Some(again);
+        return Reason::AskPeers;
+    }
+    let answers: BTreeMap<MemberName, PeerAnswer> = cx
+        .o
+        .peers
+        .iter()
+        .filter(|(_, answer)| answer.asked_at >= since)
+        .map(|(name, answer)| (name.clone(), answer.clone()))
+        .collect();
+    let verdict = election::stand(&Race { answers: &answers, ..race });
+    settle(cx, since, verdict)
+}
+
+fn race<'a>(
+    cx: &Cx<'a>,
+    sample: &SqlSample,
+    last: &'a LastLocked,
+    answers: &'a BTreeMap<MemberName, PeerAnswer>,
+) -> Race<'a> {
+    Race {
+        me: &cx.s.me,
+        tags: &cx.s.tags,
+        position: lag::position(sample),
+        timeline: sample.timeline,
+        view: cx.o.dcs.view.as_ref().unwrap_or(&EMPTY),
+        last_leader: last.leader.as_ref(),
+        last_members: &last.members,
+        answers,
+        config: &cx.s.cluster,
+    }
+}
+
+static EMPTY: std::sync::LazyLock<crate::dcs::ClusterView> =
+    std::sync::LazyLock::new(crate::dcs::ClusterView::default);
+
+fn settle(cx: &mut Cx, since: MonoTime, verdict: Verdict) -> Reason {
+    if verdict.is_yes() {
+        claim(cx);
+        return Reason::Claim { verdict };
+    }
+    cx.wake_in(ASK_AGAIN);
+    if let Verdict::LeaveTo { candidate } = &verdict {
+        if cx.o.now.since(since) < CANDIDATE_GRACE {
+            return Reason::LeaveToCandidate { candidate: candidate.clone() };
+        }
+        cx.log(LogLevel::Warning, format!("{candidate} does not take the lock that was left to it"));
+        if let Some(request) = cx.view().and_then(|v| v.failover.as_ref()) {
+            cx.write(Task::Failover, txns::clear_failover(request));
+        }
+        return Reason::LeaveToCandidate { candidate: candidate.clone() };
+    }
+    follow::keep_source_while_free(cx);
+    Reason::NotBest { verdict }
+}
+
+/// Orders the transaction that takes the lock.
+pub(super) fn claim(cx: &mut Cx) {
+    let Some(view) = cx.view().filter(|_| cx.o.dcs.confirmed) else { return };
+    if cx.o.dcs.session.is_none() {
+        return;
+    }
+    let txn = txns::claim(view, cx.s, &cx.o.guardian.session, keep::record_members(cx));
+    cx.write(Task::Lock, txn);
+}

@@ -1,0 +1,257 @@
+//! Quorum-fenced failover (`DESIGN.md` 3): the standbys of a synchronous primary cut it off
+//! themselves, so that its successor need not wait for a lease to run out.
+//!
+//! ```text
+//! streaming ──suspicion──▶ promise stored, stream cut, key written ──▶ promises of F counted
+//!     ▲                            │                                        │ we are the most advanced
+//!     └── key deleted, then forgotten ◀── no quorum, or a newer epoch leads  ▼
+//!                                                       one transaction: record, /sync, each promise
+//! ```
+//!
+//! Why it is safe: a commit that was acknowledged is flushed on at least `k` of the synchronous set
+//! `S`; `F` has at least `|S| - k + 1` of it, so some member of `F` holds the commit, and the most
+//! advanced one holds all of them, since `S` only ever received one line of WAL in this epoch: a
+//! member that has not streamed in this epoch has no vote. After `F` has promised, fewer than `k` of
+//! `S` can still acknowledge. Clocks play no part (S3).
+
+use super::cx::Cx;
+use super::decision::Action;
+use super::keep;
+use super::lead::ASK_LIMIT;
+use super::observation::{SqlSample, Task};
+use super::reason::Reason;
+use super::txns;
+use crate::dcs::{ClusterView, RecordEntry, RecordState};
+use crate::ids::{Epoch, MemberName};
+use crate::time::MonoTime;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// How long the most advanced promiser is left alone before another set of promises is looked for.
+const BEST_GRACE: Duration = Duration::from_secs(1);
+
+/// How long promises are waited for before they are withdrawn, if the old leader came back.
+const QUORUM_GRACE: Duration = Duration::from_secs(3);
+
+/// What is remembered of a suspicion.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Suspicion {
+    /// Since when the leader has been suspected without a break.
+    pub since: Option<MonoTime>,
+    /// When the promise of this epoch was ordered.
+    pub promised_at: Option<MonoTime>,
+    /// Since when enough promises have been there.
+    pub quorum_since: Option<MonoTime>,
+}
+
+/// Why fenced failover does not apply here; the lease rules hold then.
+pub fn not_applicable(cx_view: &ClusterView, s: &crate::config::Settings) -> Option<&'static str> {
+    if !s.cluster.native.quorum_failover {
+        return Some("garden.quorum_failover is off");
+    }
+    if !s.cluster.is_synchronous() || !cx_view.sync.is_active() {
+        return Some("commits are asynchronous");
+    }
+    if !super::tenure::is_native(cx_view) {
+        return Some("the cluster leads by /leader, since a member is not of our kind");
+    }
+    let all = cx_view.members.values().all(|m| m.record.capabilities.is_some_and(|c| c.fence));
+    (!all).then_some("a member does not take part in fenced failover")
+}
+
+/// Members of `/sync` whose promise against `epoch` stands, best first.
+fn promised(view: &ClusterView, epoch: Epoch) -> Vec<(&MemberName, crate::dcs::FencePromise)> {
+    let mut list: Vec<_> = view
+        .fences
+        .iter()
+        .filter(|(name, entry)| view.sync.lists(name) && entry.promise.epoch == epoch)
+        .map(|(name, entry)| (name, entry.promise.clone()))
+        .collect();
+    // Every epoch promotes to a higher timeline, so a position on a later one is of a later epoch
+    // (S4); within a timeline the primary's WAL is one line. The name only breaks ties.
+    list.sort_by(|(a, pa), (b, pb)| {
+        (pb.timeline, pb.lsn).cmp(&(pa.timeline, pa.lsn)).then_with(|| a.cmp(b))
+    });
+    list
+}
+
+/// `|S| - k + 1`: one more than `quorum` in the key, where `quorum = |S| - k`.
+fn needed(view: &ClusterView) -> usize {
+    usize::try_from(view.sync.quorum).unwrap_or(usize::MAX).saturating_add(1)
+}
+
+/// Called by a standby whose cluster has a leader other than itself.
+pub(super) fn consider(cx: &mut Cx, leader: &MemberName, sample: &SqlSample) -> Option<Reason> {
+    let view = cx.view()?;
+    let entry = view.record.as_ref()?;
+    if let Some(reason) = withdraw_if_over(cx, entry) {
+        return Some(reason);
+    }
+    note_epoch(cx, entry, leader, sample);
+    if not_applicable(view, cx.s).is_some() || !cx.o.dcs.confirmed || cx.paused() {
+        cx.m.suspicion = Suspicion::default();
+        return None;
+    }
+    let epoch = entry.record.epoch;
+    if cx.o.postgres.promised == Some(epoch) {
+        return Some(promised_state(cx, entry, leader));
+    }
+    if entry.record.state != RecordState::Held || !may_vote(cx, entry) {
+        return None;
+    }
+    suspect(cx, entry, leader, sample)
+}
+
+/// S18: only a member that has streamed in this epoch, on the leader's branch, has a vote.
+fn may_vote(cx: &Cx, entry: &RecordEntry) -> bool {
+    let Some(view) = cx.view() else { return false };
+    view.sync.lists(&cx.s.me)
+        && cx.o.postgres.wal_epoch == entry.record.epoch
+        && entry.record.members.contains(&cx.s.me)
+}
+
+fn note_epoch(cx: &mut Cx, entry: &RecordEntry, leader: &MemberName, sample: &SqlSample) {
+    let epoch = entry.record.epoch;
+    if cx.o.postgres.wal_epoch == epoch || entry.record.owner != *leader {
+        return;
+    }
+    let on_its_branch = cx.member(leader).is_some_and(|m| {
+        m.role.as_deref() == Some("primary") && m.timeline.is_some() && m.timeline == sample.timeline
+    });
+    let streams = sample.receiver.as_ref().is_some_and(|r| {
+        r.status == "streaming" && r.timeline.is_some() && r.timeline == sample.timeline
+    });
+    if on_its_branch && streams && cx.m.rewind != super::rewind::RewindState::Need {
+        cx.push(Action::NoteWalEpoch(epoch));
+    }
+}
+
+/// Four things together, never fewer: no renewal for the suspicion time, our stream is broken, the
+/// leader's agent does not answer, and enough of `S` see the same to form `F`. A record that is still
+/// renewed vetoes.
+fn suspect(
+    cx: &mut Cx,
+    entry: &RecordEntry,
+    leader: &MemberName,
+    sample: &SqlSample,
+) -> Option<Reason> {
+    let limit = Duration::from_millis(cx.s.cluster.native.suspect_ms);
+    let seen = cx.o.dcs.record_seen.filter(|seen| seen.modified == entry.modified)?;
+    let silent = cx.o.now.since(seen.since);
+    // A stream that broke in a partition is noticed by silence only, so look closely.
+    let streams = sample.receiver.as_ref().is_some_and(|r| r.status == "streaming");
+    if streams {
+        cx.probe(Duration::from_millis(250));
+    }
+    if silent < limit || streams {
+        cx.m.suspicion = Suspicion::default();
+        cx.wake(seen.since + limit);
+        return None;
+    }
+    let since = *cx.m.suspicion.since.get_or_insert(cx.o.now);
+    cx.probe(Duration::from_millis(100));
+    let view = cx.view()?;
+    let peers: BTreeMap<MemberName, String> = view
+        .members
+        .iter()
+        .filter(|(name, _)| **name != cx.s.me)
+        .filter_map(|(name, m)| Some((name.clone(), m.record.api_url.clone()?)))
+        .collect();
+    if !super::lead::asked_since(cx, peers.clone(), since, ASK_LIMIT) {
+        return None;
+    }
+    let answer = |name: &MemberName| cx.o.peers.get(name).and_then(|a| a.status.as_ref());
+    // An agent that answers is not dead: an operator's restart, or a broken network between two.
+    let dead = answer(leader).is_none();
+    let agree = peers
+        .keys()
+        .filter(|name| *name != leader && view.sync.lists(name))
+        .filter(|name| answer(name).is_some_and(|status| !status.streaming && !status.agent_only))
+        .count();
+    if !dead || agree + 1 < needed(view) {
+        if cx.o.now.since(since) >= ASK_LIMIT {
+            cx.m.suspicion.since = None;
+        }
+        cx.wake_in(ASK_LIMIT);
+        return None;
+    }
+    if cx.may(Task::Fence) {
+        cx.m.suspicion.promised_at = Some(cx.o.now);
+        cx.push(Action::Promise(entry.record.epoch));
+    }
+    Some(Reason::Suspect { leader: leader.clone(), silent })
+}
+
+/// Our promise is on disk. Whether its key is in etcd yet, the view tells.
+fn promised_state(cx: &mut Cx, entry: &RecordEntry, leader: &MemberName) -> Reason {
+    let Some(view) = cx.view() else { return Reason::EtcdNeverRead };
+    let epoch = entry.record.epoch;
+    cx.probe(Duration::from_millis(200));
+    cx.wake_in(Duration::from_millis(200));
+    let promised_at = *cx.m.suspicion.promised_at.get_or_insert(cx.o.now);
+    if !view.fences.get(&cx.s.me).is_some_and(|f| f.promise.epoch == epoch) {
+        // An earlier life stored it and did not publish it, or the write is under way.
+        if cx.may(Task::Fence) {
+            cx.push(Action::Promise(epoch));
+        }
+        return Reason::WaitPromises { have: 0, need: u32::try_from(needed(view)).unwrap_or(u32::MAX) };
+    }
+    let all = promised(view, epoch);
+    let need = needed(view);
+    if all.len() < need {
+        cx.m.suspicion.quorum_since = None;
+        return wait_or_withdraw(cx, entry, promised_at, all.len(), need, leader);
+    }
+    let quorum_since = *cx.m.suspicion.quorum_since.get_or_insert(cx.o.now);
+    // The most advanced of all promises takes over. If it does not, any other sufficient set has a
+    // most advanced member of its own, and that one is as safe.
+    let skip = usize::try_from(cx.o.now.since(quorum_since).as_millis() / BEST_GRACE.as_millis())
+        .unwrap_or(0)
+        .min(all.len() - need);
+    let set: Vec<MemberName> = all.iter().skip(skip).map(|(name, _)| (*name).clone()).collect();
+    let Some(best) = set.first() else { return Reason::EtcdNeverRead };
+    if *best != cx.s.me || cx.s.tags.nofailover() {
+        return Reason::LeaveToPromised { best: best.clone() };
+    }
+    let members = keep::record_members(cx);
+    if let Some(txn) = txns::fenced_claim(view, cx.s, &cx.o.guardian.session, members, &set) {
+        cx.write(Task::Lock, txn);
+    }
+    Reason::FencedClaim { epoch: Epoch(epoch.0.saturating_add(1)) }
+}
+
+fn wait_or_withdraw(
+    cx: &mut Cx,
+    entry: &RecordEntry,
+    promised_at: MonoTime,
+    have: usize,
+    need: usize,
+    leader: &MemberName,
+) -> Reason {
+    let renewed = cx.o.dcs.record_seen.is_some_and(|seen| {
+        seen.modified == entry.modified && seen.since > promised_at
+    });
+    if renewed && cx.o.now.since(promised_at) >= QUORUM_GRACE && cx.may(Task::Fence) {
+        cx.m.suspicion = Suspicion::default();
+        cx.push(Action::Withdraw(entry.record.epoch));
+        return Reason::Withdraw { why: format!("{leader} is alive and no quorum came together") };
+    }
+    Reason::WaitPromises {
+        have: u32::try_from(have).unwrap_or(u32::MAX),
+        need: u32::try_from(need).unwrap_or(u32::MAX),
+    }
+}
+
+/// A newer epoch leads, or we do: the promise has served. The key goes first, the disk after.
+pub(super) fn withdraw_if_over(cx: &mut Cx, entry: &RecordEntry) -> Option<Reason> {
+    let promised = cx.o.postgres.promised?;
+    if promised >= entry.record.epoch {
+        return None;
+    }
+    cx.m.suspicion = Suspicion::default();
+    if cx.may(Task::Fence) {
+        cx.push(Action::Withdraw(promised));
+    }
+    Some(Reason::Withdraw { why: format!("epoch {} leads now", entry.record.epoch) })
+}
