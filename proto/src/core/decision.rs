@@ -60,14 +60,13 @@ pub enum Action {
     Start(Job),
     /// Cancel the job, if it can be cancelled where it is.
     Cancel(JobId),
-    /// Tell the guardian its deadline for the first time in this tenure; renewals move it on without
-    /// passing through here. Must be confirmed before PostgreSQL may become writable (I1, S2).
-    Arm(Epoch),
-    /// The same under failsafe mode, where the promises of all members move the deadline (S20).
-    ArmUntil {
+    /// Tell the guardian its deadline for the first time in this tenure, or move it under failsafe
+    /// mode; renewals move it on without passing through here. Must be confirmed before PostgreSQL may
+    /// become writable (I1, S2).
+    Arm {
         /// Our tenure.
         epoch: Epoch,
-        /// Until when every member waits.
+        /// When the guardian fences.
         deadline: MonoTime,
     },
     /// Tell the guardian that no deadline is needed: nothing is writable, or the cluster is paused.

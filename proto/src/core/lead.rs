@@ -57,7 +57,7 @@ pub(super) fn armed(cx: &mut Cx, tenure: &Tenure) -> bool {
         .armed
         .is_some_and(|armed| armed.epoch == tenure.epoch && armed.deadline > cx.o.now);
     if !confirmed {
-        cx.push(Action::Arm(tenure.epoch));
+        cx.push(Action::Arm { epoch: tenure.epoch, deadline: tenure.deadline });
         cx.wake_in(Duration::from_millis(20));
     }
     confirmed
@@ -76,7 +76,7 @@ pub(super) fn decide(cx: &mut Cx, tenure: Tenure) -> Reason {
     let armed = armed(cx, &tenure);
     if let Some(until) = cx.m.failsafe_until.filter(|until| *until >= tenure.deadline) {
         if cx.o.guardian.armed.is_none_or(|armed| armed.deadline < until) {
-            cx.push(Action::ArmUntil { epoch: tenure.epoch, deadline: until });
+            cx.push(Action::Arm { epoch: tenure.epoch, deadline: until });
         }
     }
     let Some(sample) = cx.sample() else { return leading(cx, tenure) };

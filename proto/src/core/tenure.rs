@@ -48,7 +48,7 @@ pub enum Lock {
 /// Our own leadership.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tenure {
-    /// Zero under a compatible lease.
+    /// Zero in a cluster that was never native.
     pub epoch: Epoch,
     /// When the renewal that counts was sent (I2).
     pub sent_at: MonoTime,
@@ -70,9 +70,10 @@ impl Tenure {
         }
     }
 
-    /// Under a compatible lease: the granted length less [`COMPATIBLE_MARGIN`] (I3).
-    pub fn compatible(session: &Session) -> Self {
-        Self::new(Epoch(0), session.sent_at, session.ttl.saturating_sub(COMPATIBLE_MARGIN))
+    /// Under a compatible lease: the granted length less [`COMPATIBLE_MARGIN`] (I3). The epoch is that
+    /// of the last native tenure, so that it never goes back.
+    pub fn compatible(session: &Session, epoch: Epoch) -> Self {
+        Self::new(epoch, session.sent_at, session.ttl.saturating_sub(COMPATIBLE_MARGIN))
     }
 
     /// Under a record lease: `D = first send + L`.
@@ -131,7 +132,8 @@ pub fn lock(o: &Observation, m: &Memory, s: &Settings) -> Lock {
 fn own_leader_key(o: &Observation, view: &ClusterView, s: &Settings) -> Option<Tenure> {
     let leader = view.leader.as_ref().filter(|l| l.name == s.me)?;
     let session = o.dcs.session.as_ref().filter(|session| session.id == leader.lease)?;
-    Some(Tenure::compatible(session))
+    let epoch = view.record.as_ref().map_or(Epoch(0), |entry| entry.record.epoch);
+    Some(Tenure::compatible(session, epoch))
 }
 
 fn own_record(o: &Observation, view: &ClusterView, s: &Settings) -> Option<Tenure> {
