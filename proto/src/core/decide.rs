@@ -157,7 +157,7 @@ pub(super) fn stop_for(cx: &mut Cx, why: StopReason, mode: StopMode, reason: Rea
     }
     // A guardian kills at the deadline; until then the stop may take its time.
     let timeout = cx.tenure().map(|t| cx.o.now.until(t.deadline)).filter(|left| !left.is_zero());
-    cx.m.rewind.request_check();
+    cx.m.rewind = cx.m.rewind.request();
     cx.start(Job::Stop { mode, checkpoint_first: false, timeout, why });
     reason
 }

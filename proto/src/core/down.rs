@@ -21,7 +21,7 @@ pub(super) fn decide(cx: &mut Cx) -> Reason {
         // recovery first (`ha-behaviour.md` 2.1).
         let replica = cx.o.postgres.signal_file;
         cx.m.role = Some(if replica { PgRole::Replica } else { PgRole::Demoted });
-        cx.m.rewind.request_check();
+        cx.m.rewind = cx.m.rewind.request();
     }
     if cx.o.guardian.armed.is_some() && !matches!(cx.lock, Lock::Mine(_)) {
         cx.push(Action::Disarm);

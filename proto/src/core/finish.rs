@@ -154,7 +154,7 @@ fn stopped(cx: &mut Cx, finished: &Finished) {
     let was_primary = matches!(cx.m.role, Some(PgRole::Primary | PgRole::Promoted));
     if was_primary {
         cx.m.role = Some(PgRole::Demoted);
-        cx.m.rewind.request_check();
+        cx.m.rewind = cx.m.rewind.request();
     }
     if let Some(handover) = &mut cx.m.handover {
         handover.shutdown = shutdown;

@@ -79,7 +79,7 @@ pub(super) fn decide(cx: &mut Cx, leader: &MemberName) -> Reason {
 fn stream(cx: &mut Cx, leader: &MemberName, sample: &SqlSample) -> Reason {
     let source = target(cx, leader);
     if cx.o.postgres.conf.upstream != source && source != Upstream::None {
-        cx.m.rewind.request_check();
+        cx.m.rewind = cx.m.rewind.request();
         cx.m.not_streaming_since = None;
         cx.start(Job::Follow { follow: source });
         return Reason::ChangeUpstream { leader: leader.to_string() };
@@ -118,7 +118,7 @@ fn watch_the_stream(cx: &mut Cx, leader: &MemberName, sample: &SqlSample) {
     }
     if waited >= NOT_STREAMING_LIMIT || (behind && waited >= Duration::from_secs(1)) {
         cx.m.not_streaming_since = Some(cx.o.now);
-        cx.m.rewind.request_check();
+        cx.m.rewind = cx.m.rewind.request();
     } else {
         cx.wake_in(Duration::from_secs(1));
         cx.probe(Duration::from_millis(250));

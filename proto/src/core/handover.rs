@@ -140,7 +140,7 @@ fn stop(cx: &mut Cx, record: &FailoverRecord, candidate: &MemberName) -> Reason 
         handover.candidate = Some(candidate.clone());
         handover.stop_ordered = Some(cx.o.now);
     }
-    cx.m.rewind.request_check();
+    cx.m.rewind = cx.m.rewind.request();
     let why =
         if record.is_switchover() { StopReason::Switchover } else { StopReason::ManualFailover };
     let configured = cx.s.cluster.primary_stop_timeout;

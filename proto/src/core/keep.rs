@@ -180,11 +180,11 @@ fn status(cx: &mut Cx, sample: &SqlSample) {
         .m
         .status_written
         .is_none_or(|at| cx.o.now.since(at) >= cx.s.cluster.timing.loop_wait());
-    let retain_slots = slots::retain(cx.o.now, cx.s, view, &mut cx.m.retained);
+    let retain_slots = cx.m.retained.retain(view, &cx.s.me, &cx.s.cluster, cx.o.now);
     let wanted = StatusRecord {
         present: true,
         optime: Some(optime),
-        slots: slots::status_slots(sample, cx.s, view, optime),
+        slots: slots::status_slots(&slot_input(cx, view, sample)),
         retain_slots,
     };
     if due && wanted != view.status && cx.o.job.is_none() {
@@ -218,9 +218,10 @@ fn failsafe(cx: &mut Cx) {
 
 fn write_history(cx: &mut Cx, sample: &SqlSample) {
     let Some(view) = cx.view() else { return };
+    let Some(timeline) = sample.timeline else { return };
     let next = history::next(
         &view.history,
-        sample.timeline,
+        timeline,
         cx.o.postgres.history.as_ref(),
         &cx.s.me,
         cx.s.cluster.max_timelines_history,
@@ -239,21 +240,25 @@ fn slots(cx: &mut Cx) {
     }
     let Some(sample) = cx.sample() else { return };
     let Some(view) = cx.view() else { return };
-    let leading = matches!(cx.lock, Lock::Mine(_)) && !sample.in_recovery;
-    let lock_free = matches!(cx.lock, Lock::Free | Lock::Unknown(_));
-    let plan = slots::plan(&slots::SlotInput {
-        settings: cx.s,
-        view,
-        sample,
-        major_version: cx.o.postgres.major_version,
-        leading,
-        locked: !lock_free,
-        retained: &cx.m.retained,
-    });
+    let plan = slots::plan(&slot_input(cx, view, sample));
     let due = cx.m.slots_done.is_none_or(|at| cx.o.now.since(at) >= Duration::from_secs(1));
     if !plan.is_empty() && due && cx.may(Task::Slots) {
         cx.m.slots_done = Some(cx.o.now);
         cx.push(Action::Slots(plan));
+    }
+}
+
+fn slot_input<'a>(
+    cx: &Cx<'a>,
+    view: &'a crate::dcs::ClusterView,
+    sample: &'a SqlSample,
+) -> slots::SlotInput<'a> {
+    slots::SlotInput {
+        me: &cx.s.me,
+        tags: &cx.s.tags,
+        view,
+        sample,
+        config: &cx.s.cluster,
     }
 }
 

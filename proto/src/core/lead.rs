@@ -181,15 +181,15 @@ fn prepare_sync(cx: &mut Cx) -> Option<Reason> {
             return (!settled).then(|| Reason::PreparePromotion { what: "configuration".into() });
         }
         SyncMode::On => {
-            let prepared = sync::pre_promotion(&view.sync, &cx.s.me, strict);
+            let prepared = sync::pre_promotion(view, &cx.s.me, strict);
             if view.sync.leader.as_ref() != Some(&cx.s.me) {
                 let value = SyncRecord::value(&cx.s.me, &prepared.standbys, 0);
                 cx.write(Task::Sync, sync_txn(&view.sync, value));
                 return Some(Reason::PreparePromotion { what: "the sync key".into() });
             }
-            sync::names_before_promotion(&view.sync, strict)
+            prepared.names
         }
-        SyncMode::Quorum => quorum::names_before_promotion(&view.sync, &cx.s.me, strict),
+        SyncMode::Quorum => quorum::pre_promotion(view, &cx.s.me, strict),
     };
     let settled = cx.configured(Some(names), true);
     (!settled).then(|| Reason::PreparePromotion { what: "synchronous standby names".into() })
@@ -225,13 +225,15 @@ fn replicate_synchronously(cx: &mut Cx, sample: &SqlSample) {
     let input = sync::SyncInput {
         now: cx.o.now,
         me: &cx.s.me,
-        config: &cx.s.cluster,
         view,
         sample,
+        written: &cx.o.postgres.conf.sync_names,
+        in_flight: &cx.o.in_flight,
+        config: &cx.s.cluster,
     };
     let step = match cx.s.cluster.synchronous_mode {
         SyncMode::Off if view.sync.modified.is_none() => return configure_steady(cx, sample),
-        SyncMode::Off => sync::switch_off(&input, &mut cx.m.sync),
+        SyncMode::Off => sync::switch_off(&view.sync),
         SyncMode::On => sync::step_on(&input, &mut cx.m.sync),
         SyncMode::Quorum => quorum::step_quorum(&input, &mut cx.m.sync),
     };
@@ -372,15 +374,20 @@ pub(super) fn takeover_candidate(cx: &mut Cx) -> Takeover {
 /// `ha-behaviour.md` 5.3 on the answers at hand.
 pub(super) fn somebody_can_take_over(cx: &Cx, request: Option<&handover::Request>) -> Option<MemberName> {
     let view = cx.view()?;
-    election::best_candidate(&election::Handing {
+    let question = election::Handover {
         me: &cx.s.me,
-        config: &cx.s.cluster,
         view,
-        peers: &cx.o.peers,
-        wanted: request.and_then(|r| r.candidate.as_ref()),
-        any_standby: request.is_some_and(|r| !r.switchover),
+        answers: &cx.o.peers,
+        config: &cx.s.cluster,
+        candidate: request.and_then(|r| r.candidate.as_ref()),
+        excluded: None,
+        any_member: request.is_some_and(|r| !r.switchover),
         at_least: None,
-    })
+    };
+    election::failover_possible(&question)
+        .possible
+        .then(|| election::best_candidate(&question))
+        .flatten()
 }
 
 // --- without etcd ---------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 //! journal; losing it (an agent restart) may cost time, never safety.
 
 use super::rewind::RewindState;
-use super::slots::Retained;
+use super::slots::SlotMemory;
 use super::sync::SyncMemory;
 use crate::dcs::{ClusterView, PgRole};
 use crate::ids::{JobId, MemberName, Revision};
@@ -56,7 +56,7 @@ pub struct Memory {
     /// Progress of synchronous replication.
     pub sync: SyncMemory,
     /// When each member slot was last needed.
-    pub retained: Retained,
+    pub retained: SlotMemory,
     /// All members have promised to wait until this moment (S20).
     pub failsafe_until: Option<MonoTime>,
     /// The member list of `/failsafe` as last read: etcd is away when it is needed.

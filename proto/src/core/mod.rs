@@ -15,13 +15,10 @@ pub mod decide;
 pub mod decision;
 mod down;
 pub mod election;
-<<<<<<< HEAD
-=======
 mod empty;
 mod finish;
 mod follow;
 mod handover;
->>>>>>> ba591c2 (wip)
 pub mod history;
 pub mod job;
 mod keep;
@@ -31,12 +28,6 @@ mod leave;
 pub mod memory;
 pub mod observation;
 pub mod quorum;
-<<<<<<< HEAD
-pub mod reason;
-pub mod rewind;
-pub mod slots;
-pub mod sync;
-=======
 mod race;
 pub mod reason;
 pub mod rewind;
@@ -53,4 +44,3 @@ pub use keep::{PROTOCOL, capabilities};
 pub use memory::Memory;
 pub use observation::Observation;
 pub use reason::Reason;
->>>>>>> ba591c2 (wip)

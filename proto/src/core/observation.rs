@@ -442,13 +442,8 @@ pub enum TaskResult {
     Done,
     /// Other work that failed.
     Failed(String),
-<<<<<<< HEAD
-    /// The promise is on disk, the stream is cut: this is to be written to `/fence/<me>`.
-    Promised(FencePromise),
-=======
     /// The promise is on disk, the stream is cut, and this is what it cut off.
-    Promised(crate::dcs::FencePromise),
->>>>>>> ba591c2 (wip)
+    Promised(FencePromise),
     /// All members agreed, or not.
     Failsafe {
         /// Every one accepted.

@@ -57,7 +57,7 @@ pub(super) fn decide(cx: &mut Cx) -> Reason {
 }
 
 fn not_allowed(cx: &mut Cx, why: &str) -> Reason {
-    cx.m.rewind.request_check();
+    cx.m.rewind = cx.m.rewind.request();
     Reason::NotAllowed { why: why.to_owned() }
 }
 

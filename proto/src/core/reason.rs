@@ -50,7 +50,7 @@ macro_rules! shown {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { write!(f, "{}", self.0) }
     })+ };
 }
-shown!(String, MemberName, Epoch, Lsn, u64, u32, Verdict);
+shown!(String, MemberName, Epoch, Lsn, u32, Verdict);
 
 impl fmt::Display for Shown<'_, Duration> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

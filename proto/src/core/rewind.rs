@@ -103,6 +103,30 @@ pub enum Diverged {
     },
 }
 
+impl std::fmt::Display for Diverged {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NewerTimeline { mine, leader } => {
+                write!(f, "we are on timeline {mine}, the leader is on {leader}")
+            }
+            Self::ForeignTimeline { mine, leader } => {
+                write!(f, "our timeline {mine} is no ancestor of the leader's {leader}")
+            }
+            Self::SameNumber { timeline } => {
+                write!(f, "our timeline {timeline} is another branch with the leader's number")
+            }
+            Self::BeyondSwitch { timeline, lsn, switch } => write!(
+                f,
+                "we have timeline {timeline} up to {lsn}, but it ended at {switch} for the leader"
+            ),
+            Self::ShutdownElsewhere { timeline, end, switch } => write!(
+                f,
+                "we shut down at {end} of timeline {timeline}, but it ended at {switch} for the leader"
+            ),
+        }
+    }
+}
+
 /// Why it cannot be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Unclear {
