@@ -84,6 +84,43 @@ pub enum Verdict {
     },
 }
 
+impl std::fmt::Display for Verdict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Best => f.write_str("nobody is known to be better"),
+            Self::Requested => f.write_str("the request names this member"),
+            Self::NoFailover => f.write_str("I am not allowed to promote"),
+            Self::NotInFailsafe => f.write_str("I am not named in the failsafe key"),
+            Self::NotSynchronous => f.write_str("I am not named in the sync key"),
+            Self::Paused => f.write_str("the cluster is paused"),
+            Self::Lagging { behind, limit } => {
+                write!(f, "I am {behind} bytes behind, more than the {limit} that are allowed")
+            }
+            Self::OldTimeline { mine, cluster } => match mine {
+                Some(mine) => write!(f, "my timeline {mine} is older than the cluster's {cluster}"),
+                None => write!(f, "my timeline is not known, the cluster's is {cluster}"),
+            },
+            Self::PeerIsPrimary { peer } => write!(f, "{peer} is running as a primary"),
+            Self::PeerAhead { peer, .. } => {
+                write!(f, "Wal position of {peer} is ahead of my wal position")
+            }
+            Self::PeerOnNewerTimeline { peer, its, mine } => {
+                write!(f, "{peer} is on timeline {its}, this node is on {mine}")
+            }
+            Self::HigherPriority { peer, its, mine } => write!(
+                f,
+                "{peer} has equally tolerable WAL position and priority {its}, \
+                 while this node has priority {mine}"
+            ),
+            Self::NotEnoughVotes { have, need } => {
+                write!(f, "only {have} of {need} other voters confirmed my position")
+            }
+            Self::LeaveTo { candidate } => write!(f, "{candidate} is the candidate of the request"),
+            Self::SteppingDown { .. } => f.write_str("the request wants me to step down"),
+        }
+    }
+}
+
 impl Verdict {
     /// Whether the member may try to take the lock.
     pub fn is_yes(&self) -> bool {
