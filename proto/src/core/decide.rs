@@ -12,6 +12,7 @@ use super::job::{Job, StopMode, StopReason};
 use super::memory::Memory;
 use super::observation::{DataDir, Observation, Process, Sql};
 use super::reason::Reason;
+use super::sync::SyncMemory;
 use super::tenure::{Lock, Unknown};
 use super::{down, empty, finish, follow, keep, lead, leave, race, standing};
 use crate::config::Settings;
@@ -66,6 +67,10 @@ fn lease_goal(cx: &Cx) -> LeaseGoal {
 }
 
 fn judge(cx: &mut Cx) -> Reason {
+    if cx.o.postgres.process == Process::Gone || cx.sample().is_some_and(|s| s.in_recovery) {
+        // What was proved about standbys was proved for a running primary.
+        cx.m.sync = SyncMemory::default();
+    }
     if let Some(reason) = first_look(cx) {
         return reason;
     }

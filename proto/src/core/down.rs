@@ -117,6 +117,9 @@ fn start_limit(configured: Duration) -> Duration {
 
 /// Somebody else leads: come back as its standby, on its branch.
 fn rejoin(cx: &mut Cx, leader: &MemberName) -> Reason {
+    if let Some(reason) = follow::reinit_wish(cx, leader) {
+        return reason;
+    }
     if let Some(reason) = follow::on_the_right_branch(cx, leader) {
         return reason;
     }

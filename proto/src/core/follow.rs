@@ -4,7 +4,7 @@ use super::cx::Cx;
 use super::decide::stop_for;
 use super::decision::{Action, LogLevel};
 use super::job::{Job, StopMode, StopReason, Upstream};
-use super::observation::{Lineage, Process, SqlSample, Task};
+use super::observation::{Lineage, SqlSample, Task};
 use super::reason::Reason;
 use super::rewind::{self, Divergence, RewindState};
 use super::vote;
@@ -241,7 +241,7 @@ fn after_failed_rewind(cx: &mut Cx, leader: &MemberName) -> Reason {
     }
 }
 
-fn reinit_wish(cx: &mut Cx, leader: &MemberName) -> Option<Reason> {
+pub(super) fn reinit_wish(cx: &mut Cx, leader: &MemberName) -> Option<Reason> {
     let wish = cx.o.wishes.reinitialize.clone()?;
     if cx.m.reinit_wish_done == Some(wish.id) {
         return None;
@@ -255,11 +255,6 @@ fn reinit_wish(cx: &mut Cx, leader: &MemberName) -> Option<Reason> {
         wish: Some(wish.id),
     });
     Some(Reason::Reinitialize)
-}
-
-/// A wish to reinitialise while PostgreSQL is down.
-pub(super) fn reinit_wish_while_down(cx: &mut Cx, leader: &MemberName) -> Option<Reason> {
-    (cx.o.postgres.process == Process::Gone).then(|| reinit_wish(cx, leader)).flatten()
 }
 
 /// While the lock is free nothing about the source changes: the old leader may come back.

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 /// Time kept between our own deadline and the moment at which etcd may give the lease to another:
 /// the guardian's fencing bound, plus clock drift over a whole `ttl` (1000 ppm of 30 s).
-pub const COMPATIBLE_MARGIN: Duration = Duration::from_millis(600);
+pub const COMPATIBLE_MARGIN: Duration = Duration::from_secs(1);
 
 /// Why nothing is known about the lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
