@@ -22,7 +22,11 @@ pub struct Timing {
 
 impl Default for Timing {
     fn default() -> Self {
-        Self { ttl: 30, loop_wait: 10, retry_timeout: 10 }
+        Self {
+            ttl: 30,
+            loop_wait: 10,
+            retry_timeout: 10,
+        }
     }
 }
 
@@ -32,7 +36,9 @@ impl Timing {
         let mut notes = Vec::new();
         let mut at_least = |name: &str, value: i64, min: i64| {
             if value < min {
-                notes.push(format!("{name}={value} can't be smaller than {min}, adjusting..."));
+                notes.push(format!(
+                    "{name}={value} can't be smaller than {min}, adjusting..."
+                ));
             }
             u64::try_from(value.max(min)).unwrap_or(0)
         };
@@ -53,7 +59,14 @@ impl Timing {
                  retry_timeout={retry_timeout}. Adjusting loop_wait to {loop_wait}"
             ));
         }
-        (Self { ttl, loop_wait, retry_timeout }, notes)
+        (
+            Self {
+                ttl,
+                loop_wait,
+                retry_timeout,
+            },
+            notes,
+        )
     }
 
     /// Length of the leader lease.
@@ -218,12 +231,17 @@ impl NativeConfig {
     /// note, since a wrong `W` would be two primaries.
     fn parse(section: Option<&Value>, notes: &mut Vec<String>) -> Self {
         let safe = Self::default();
-        let Some(map) = section.and_then(Value::as_object) else { return safe };
+        let Some(map) = section.and_then(Value::as_object) else {
+            return safe;
+        };
         let profile = match map.get("profile").and_then(Value::as_str) {
             None | Some("safe") => safe.clone(),
-            Some("fast") => {
-                Self { lease_ms: 5_000, wait_ms: 5_600, renew_ms: 500, ..safe.clone() }
-            }
+            Some("fast") => Self {
+                lease_ms: 5_000,
+                wait_ms: 5_600,
+                renew_ms: 500,
+                ..safe.clone()
+            },
             Some("tuned") => Self {
                 lease_ms: 2_500,
                 fence_ms: 300,
@@ -232,7 +250,9 @@ impl NativeConfig {
                 ..safe.clone()
             },
             Some(other) => {
-                notes.push(format!("garden.profile={other}: expected safe, fast or tuned; using safe"));
+                notes.push(format!(
+                    "garden.profile={other}: expected safe, fast or tuned; using safe"
+                ));
                 safe.clone()
             }
         };
@@ -251,14 +271,21 @@ impl NativeConfig {
             None => read,
             Some(problem) => {
                 notes.push(format!("garden: {problem}; using the safe profile"));
-                Self { record_lease: read.record_lease, quorum_failover: read.quorum_failover, ..safe }
+                Self {
+                    record_lease: read.record_lease,
+                    quorum_failover: read.quorum_failover,
+                    ..safe
+                }
             }
         }
     }
 
     /// Why these lengths do not fit together (`safety.md` 2, "Safety condition").
     fn problem(&self) -> Option<String> {
-        let bound = self.lease_ms.saturating_add(self.fence_ms).saturating_mul(1001);
+        let bound = self
+            .lease_ms
+            .saturating_add(self.fence_ms)
+            .saturating_mul(1001);
         if self.wait_ms.saturating_mul(999) <= bound {
             return Some(format!(
                 "wait_ms={} must exceed (lease_ms + fence_ms) * 1.001 / 0.999",
@@ -266,13 +293,21 @@ impl NativeConfig {
             ));
         }
         if self.renew_ms == 0 || self.renew_ms.saturating_mul(3) > self.lease_ms {
-            return Some(format!("renew_ms={} must be above 0 and at most lease_ms / 3", self.renew_ms));
+            return Some(format!(
+                "renew_ms={} must be above 0 and at most lease_ms / 3",
+                self.renew_ms
+            ));
         }
         if self.suspect_ms < self.renew_ms.saturating_mul(3) {
-            return Some(format!("suspect_ms={} must be at least 3 * renew_ms", self.suspect_ms));
+            return Some(format!(
+                "suspect_ms={} must be at least 3 * renew_ms",
+                self.suspect_ms
+            ));
         }
         if !(1_000..=600_000).contains(&self.lease_ms) || self.fence_ms < 100 {
-            return Some(String::from("lease_ms must be 1000..600000 and fence_ms at least 100"));
+            return Some(String::from(
+                "lease_ms must be 1000..600000 and fence_ms at least 100",
+            ));
         }
         None
     }
@@ -281,10 +316,14 @@ impl NativeConfig {
 /// A whole number, possibly with a unit of time, in seconds (`configuration.md` 3.3).
 fn seconds(value: &Value) -> Option<u64> {
     match value {
-        Value::Number(n) => n.as_u64().or_else(|| n.as_f64().filter(|f| *f >= 0.0).map(|f| f as u64)),
+        Value::Number(n) => n
+            .as_u64()
+            .or_else(|| n.as_f64().filter(|f| *f >= 0.0).map(|f| f as u64)),
         Value::String(text) => {
             let text = text.trim();
-            let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+            let split = text
+                .find(|c: char| !c.is_ascii_digit())
+                .unwrap_or(text.len());
             let number: u64 = text.get(..split)?.parse().ok()?;
             match text.get(split..)?.trim() {
                 "" | "s" => Some(number),
@@ -318,7 +357,10 @@ impl ClusterConfig {
     pub fn parse(doc: &Map<String, Value>) -> Self {
         let mut notes = Vec::new();
         let int = |key: &str, default: i64, min: i64| {
-            doc.get(key).and_then(integer).filter(|n| *n >= min).unwrap_or(default)
+            doc.get(key)
+                .and_then(integer)
+                .filter(|n| *n >= min)
+                .unwrap_or(default)
         };
         let flag = |key: &str| doc.get(key).and_then(parse_bool).unwrap_or(false);
         let renamed = |new: &str, old: &str, default: u64| {
@@ -326,8 +368,11 @@ impl ClusterConfig {
             Duration::from_secs(value.and_then(seconds).unwrap_or(default))
         };
         let raw = |key: &str, default: i64| doc.get(key).and_then(integer).unwrap_or(default);
-        let (timing, adjusted) =
-            Timing::new(raw("ttl", 30), raw("loop_wait", 10), raw("retry_timeout", 10));
+        let (timing, adjusted) = Timing::new(
+            raw("ttl", 30),
+            raw("loop_wait", 10),
+            raw("retry_timeout", 10),
+        );
         notes.extend(adjusted);
         let standby_cluster = doc.get("standby_cluster").and_then(StandbyCluster::parse);
         let mut synchronous_mode = match doc.get("synchronous_mode") {
@@ -360,7 +405,9 @@ impl ClusterConfig {
             check_timeline: flag("check_timeline"),
             pause: flag("pause"),
             member_slots_ttl: Duration::from_secs(
-                doc.get("member_slots_ttl").and_then(seconds).unwrap_or(1800),
+                doc.get("member_slots_ttl")
+                    .and_then(seconds)
+                    .unwrap_or(1800),
             ),
             slots: parse_slots(doc, &mut notes),
             ignore_slots: parse_ignore_slots(doc),
@@ -388,9 +435,14 @@ impl StandbyCluster {
             Value::Number(n) if n.as_i64() != Some(0) => Some(n.to_string()),
             _ => None,
         };
-        let methods = map.get("create_replica_methods").and_then(Value::as_array).map(|list| {
-            list.iter().filter_map(|m| m.as_str().map(str::to_owned)).collect()
-        });
+        let methods = map
+            .get("create_replica_methods")
+            .and_then(Value::as_array)
+            .map(|list| {
+                list.iter()
+                    .filter_map(|m| m.as_str().map(str::to_owned))
+                    .collect()
+            });
         let read = Self {
             host: text("host"),
             port: text("port"),
@@ -411,18 +463,24 @@ fn parse_slots(doc: &Map<String, Value>, notes: &mut Vec<String>) -> Vec<(String
         .iter()
         .filter_map(|key| doc.get(*key)?.as_object())
         .find(|map| !map.is_empty());
-    let Some(section) = section else { return Vec::new() };
+    let Some(section) = section else {
+        return Vec::new();
+    };
     let mut slots = Vec::new();
     for (name, value) in section {
         let valid_name = (1..=63).contains(&name.len())
-            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
         if !valid_name {
             notes.push(format!("Invalid permanent replication slot name '{name}'"));
             continue;
         }
         match PermanentSlot::parse(value) {
             Some(slot) => slots.push((name.clone(), slot)),
-            None => notes.push(format!("Bad value for slot '{name}' in permanent_slots: {value}")),
+            None => notes.push(format!(
+                "Bad value for slot '{name}' in permanent_slots: {value}"
+            )),
         }
     }
     slots
@@ -447,21 +505,26 @@ impl PermanentSlot {
             (Some("logical") | None, Some(database), Some(plugin)) => {
                 Some(Self::Logical { database, plugin })
             }
-            (Some("physical") | None, _, _) => {
-                Some(Self::Physical { cluster_type: text("cluster_type") })
-            }
+            (Some("physical") | None, _, _) => Some(Self::Physical {
+                cluster_type: text("cluster_type"),
+            }),
             _ => None,
         }
     }
 }
 
 fn parse_ignore_slots(doc: &Map<String, Value>) -> Vec<SlotMatcher> {
-    let Some(list) = doc.get("ignore_slots").and_then(Value::as_array) else { return Vec::new() };
+    let Some(list) = doc.get("ignore_slots").and_then(Value::as_array) else {
+        return Vec::new();
+    };
     list.iter()
         .filter_map(Value::as_object)
         .map(|map| {
             let text = |key: &str| {
-                map.get(key).and_then(Value::as_str).filter(|s| !s.is_empty()).map(str::to_owned)
+                map.get(key)
+                    .and_then(Value::as_str)
+                    .filter(|s| !s.is_empty())
+                    .map(str::to_owned)
             };
             SlotMatcher {
                 name: text("name"),
@@ -497,7 +560,11 @@ impl Tags {
             (explicit, false) => {
                 let priority = self.0.get(number).and_then(integer).unwrap_or(1);
                 // An explicit `false` outranks a priority of zero.
-                if explicit && priority <= 0 { 1 } else { priority }
+                if explicit && priority <= 0 {
+                    1
+                } else {
+                    priority
+                }
             }
         }
     }
@@ -539,7 +606,11 @@ impl Tags {
 
     /// Cascading source.
     pub fn replicatefrom(&self) -> Option<MemberName> {
-        self.0.get("replicatefrom")?.as_str().filter(|s| !s.is_empty()).map(MemberName::from)
+        self.0
+            .get("replicatefrom")?
+            .as_str()
+            .filter(|s| !s.is_empty())
+            .map(MemberName::from)
     }
 
     /// The tags as they are published: the boolean ones only when they say something
@@ -552,7 +623,11 @@ impl Tags {
             "nostream" => self.nostream(),
             _ => true,
         };
-        self.0.iter().filter(|(k, _)| keep(k)).map(|(k, v)| (k.clone(), v.clone())).collect()
+        self.0
+            .iter()
+            .filter(|(k, _)| keep(k))
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect()
     }
 }
 

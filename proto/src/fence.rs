@@ -110,7 +110,10 @@ pub struct FenceClock {
 
 impl Default for FenceClock {
     fn default() -> Self {
-        Self { highest: Epoch(0), state: State::Disarmed }
+        Self {
+            highest: Epoch(0),
+            state: State::Disarmed,
+        }
     }
 }
 
@@ -118,7 +121,10 @@ impl FenceClock {
     /// The deadline that is armed, in the form in which it was asked for.
     pub fn armed(&self) -> Option<Armed> {
         match self.state {
-            State::Armed { epoch, at } => Some(Armed { epoch, deadline: at.boot }),
+            State::Armed { epoch, at } => Some(Armed {
+                epoch,
+                deadline: at.boot,
+            }),
             State::Disarmed | State::Fencing => None,
         }
     }
@@ -137,7 +143,10 @@ impl FenceClock {
     /// it fences at once.
     pub fn arm(&mut self, now: Moment, epoch: Epoch, deadline: MonoTime) -> Result<Armed, Refusal> {
         if epoch != Epoch(0) && epoch < self.highest {
-            return Err(Refusal::LowerEpoch { asked: epoch, known: self.highest });
+            return Err(Refusal::LowerEpoch {
+                asked: epoch,
+                known: self.highest,
+            });
         }
         match self.state {
             State::Fencing => return Err(Refusal::Fencing),
@@ -145,7 +154,10 @@ impl FenceClock {
             State::Disarmed | State::Armed { .. } => {}
         }
         self.highest = self.highest.max(epoch);
-        let at = Moment { boot: deadline, raw: now.raw + now.boot.until(deadline) };
+        let at = Moment {
+            boot: deadline,
+            raw: now.raw + now.boot.until(deadline),
+        };
         self.state = State::Armed { epoch, at };
         Ok(Armed { epoch, deadline })
     }
@@ -156,7 +168,10 @@ impl FenceClock {
     /// [`Refusal`]; in particular while a postmaster lives that nobody has called harmless.
     pub fn disarm(&mut self, epoch: Epoch, basis: Basis, alive: bool) -> Result<(), Refusal> {
         if epoch != Epoch(0) && epoch < self.highest {
-            return Err(Refusal::LowerEpoch { asked: epoch, known: self.highest });
+            return Err(Refusal::LowerEpoch {
+                asked: epoch,
+                known: self.highest,
+            });
         }
         if self.is_fencing() {
             return Err(Refusal::Fencing);
@@ -197,12 +212,19 @@ impl FenceClock {
                 self.fence();
                 Verdict::Fence
             }
-            Some(left) => Verdict::Wait { wake: Self::wake(left), backstop: Self::backstop(left) },
+            Some(left) => Verdict::Wait {
+                wake: Self::wake(left),
+                backstop: Self::backstop(left),
+            },
         }
     }
 
     fn wake(left: Duration) -> Duration {
-        if left <= CLOSE { left.min(POLL_CLOSE) } else { (left / 2).min(POLL_FAR) }
+        if left <= CLOSE {
+            left.min(POLL_CLOSE)
+        } else {
+            (left / 2).min(POLL_FAR)
+        }
     }
 
     /// After how much time on the boot clock the kernel shall kill a guardian that has stopped looking.

@@ -127,8 +127,17 @@ mod tests {
 
     #[test]
     fn system_ids_have_at_least_ten_digits() {
-        assert_eq!(SystemId::parse("7519283746501928374"), Some(SystemId(7_519_283_746_501_928_374)));
-        for bad in ["", "123456789", "12345678901x", "-7519283746501928374", "99999999999999999999"] {
+        assert_eq!(
+            SystemId::parse("7519283746501928374"),
+            Some(SystemId(7_519_283_746_501_928_374))
+        );
+        for bad in [
+            "",
+            "123456789",
+            "12345678901x",
+            "-7519283746501928374",
+            "99999999999999999999",
+        ] {
             assert_eq!(SystemId::parse(bad), None, "{bad:?}");
         }
     }

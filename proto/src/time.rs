@@ -28,14 +28,20 @@ impl MonoTime {
 impl Add<Duration> for MonoTime {
     type Output = Self;
     fn add(self, rhs: Duration) -> Self {
-        Self(self.0.saturating_add(u64::try_from(rhs.as_nanos()).unwrap_or(u64::MAX)))
+        Self(
+            self.0
+                .saturating_add(u64::try_from(rhs.as_nanos()).unwrap_or(u64::MAX)),
+        )
     }
 }
 
 impl Sub<Duration> for MonoTime {
     type Output = Self;
     fn sub(self, rhs: Duration) -> Self {
-        Self(self.0.saturating_sub(u64::try_from(rhs.as_nanos()).unwrap_or(u64::MAX)))
+        Self(
+            self.0
+                .saturating_sub(u64::try_from(rhs.as_nanos()).unwrap_or(u64::MAX)),
+        )
     }
 }
 
@@ -77,9 +83,18 @@ mod tests {
 
     #[test]
     fn wall_time_needs_a_zone() {
-        assert_eq!(WallTime::parse("1970-01-01T00:00:01+00:00"), Some(WallTime(1000)));
-        assert_eq!(WallTime::parse("1970-01-01 01:00:01+01:00"), Some(WallTime(1000)));
-        assert_eq!(WallTime::parse("1970-01-01T00:00:01Z"), Some(WallTime(1000)));
+        assert_eq!(
+            WallTime::parse("1970-01-01T00:00:01+00:00"),
+            Some(WallTime(1000))
+        );
+        assert_eq!(
+            WallTime::parse("1970-01-01 01:00:01+01:00"),
+            Some(WallTime(1000))
+        );
+        assert_eq!(
+            WallTime::parse("1970-01-01T00:00:01Z"),
+            Some(WallTime(1000))
+        );
         assert_eq!(WallTime::parse("2030-01-01T00:00:00"), None);
         assert_eq!(WallTime::parse("soon"), None);
     }

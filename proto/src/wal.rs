@@ -47,7 +47,8 @@ impl FromStr for Lsn {
         let bad = || BadLsn(text.chars().take(40).collect());
         let (high, low) = text.trim().split_once('/').ok_or_else(bad)?;
         let part = |hex: &str| {
-            let plain = !hex.is_empty() && hex.len() <= 8 && hex.bytes().all(|b| b.is_ascii_hexdigit());
+            let plain =
+                !hex.is_empty() && hex.len() <= 8 && hex.bytes().all(|b| b.is_ascii_hexdigit());
             plain.then(|| u64::from_str_radix(hex, 16).ok()).flatten()
         };
         match (part(high), part(low)) {
@@ -114,7 +115,10 @@ pub struct BadHistory {
 impl TimelineHistory {
     /// A timeline without ancestors.
     pub fn first() -> Self {
-        Self { timeline: Timeline::FIRST, switches: Vec::new() }
+        Self {
+            timeline: Timeline::FIRST,
+            switches: Vec::new(),
+        }
     }
 
     /// Parses the content of `<timeline>.history`. Empty lines and `#` comments are skipped, as
@@ -126,7 +130,10 @@ impl TimelineHistory {
             if trimmed.is_empty() || trimmed.starts_with('#') {
                 continue;
             }
-            let bad = || BadHistory { line: index + 1, text: trimmed.chars().take(80).collect() };
+            let bad = || BadHistory {
+                line: index + 1,
+                text: trimmed.chars().take(80).collect(),
+            };
             let mut words = trimmed.splitn(3, char::is_whitespace);
             let parent = words.next().and_then(|w| w.parse().ok()).ok_or_else(bad)?;
             let switch = words.next().and_then(|w| w.parse().ok()).ok_or_else(bad)?;
@@ -134,14 +141,21 @@ impl TimelineHistory {
             if switches.last().is_some_and(|last| last.parent.0 >= parent) || parent >= timeline.0 {
                 return Err(bad());
             }
-            switches.push(Switch { parent: Timeline(parent), switch, reason });
+            switches.push(Switch {
+                parent: Timeline(parent),
+                switch,
+                reason,
+            });
         }
         Ok(Self { timeline, switches })
     }
 
     /// Where `parent` ended on the way to this timeline; `None` when it is no ancestor.
     pub fn switch_point(&self, parent: Timeline) -> Option<Lsn> {
-        self.switches.iter().find(|s| s.parent == parent).map(|s| s.switch)
+        self.switches
+            .iter()
+            .find(|s| s.parent == parent)
+            .map(|s| s.switch)
     }
 
     /// Whether a server at `lsn` of `timeline` can go on to this timeline: it is this timeline, or an
@@ -169,7 +183,12 @@ mod tests {
 
     #[test]
     fn broken_histories_are_refused_with_their_line() {
-        for (text, line) in [("x 0/1 r", 1), ("1 0/1 r\n1 0/2 r", 2), ("3 0/1 r", 1), ("1", 1)] {
+        for (text, line) in [
+            ("x 0/1 r", 1),
+            ("1 0/1 r\n1 0/2 r", 2),
+            ("3 0/1 r", 1),
+            ("1", 1),
+        ] {
             let err = TimelineHistory::parse(Timeline(3), text).expect_err(text);
             assert_eq!(err.line, line, "{text}");
         }
@@ -177,7 +196,16 @@ mod tests {
 
     #[test]
     fn positions_refuse_what_postgres_refuses() {
-        for bad in ["", "/", "0/", "1/2/3", "0x1/2", "123456789/0", "-1/0", "g/0"] {
+        for bad in [
+            "",
+            "/",
+            "0/",
+            "1/2/3",
+            "0x1/2",
+            "123456789/0",
+            "-1/0",
+            "g/0",
+        ] {
             assert!(bad.parse::<Lsn>().is_err(), "{bad:?}");
         }
     }

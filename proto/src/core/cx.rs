@@ -82,12 +82,17 @@ impl<'a> Cx<'a> {
     }
 
     pub fn log(&mut self, level: LogLevel, text: impl Into<String>) {
-        self.actions.push(Action::Log { level, text: text.into() });
+        self.actions.push(Action::Log {
+            level,
+            text: text.into(),
+        });
     }
 
     /// Decide again no later than this.
     pub fn wake(&mut self, at: MonoTime) {
-        self.wake_at = self.wake_at.min(at.max(self.o.now + Duration::from_millis(1)));
+        self.wake_at = self
+            .wake_at
+            .min(at.max(self.o.now + Duration::from_millis(1)));
     }
 
     pub fn wake_in(&mut self, after: Duration) {
@@ -145,7 +150,10 @@ impl<'a> Cx<'a> {
     /// Where a member's PostgreSQL can be reached.
     pub fn upstream_of(&self, name: &MemberName) -> Option<Upstream> {
         let conn_url = self.member(name)?.conn_url.clone()?;
-        Some(Upstream::Member { name: name.clone(), conn_url })
+        Some(Upstream::Member {
+            name: name.clone(),
+            conn_url,
+        })
     }
 
     pub fn member(&self, name: &MemberName) -> Option<&'a MemberRecord> {
@@ -155,13 +163,19 @@ impl<'a> Cx<'a> {
     /// Orders a configuration change when what is in force differs. Returns whether it is in force.
     pub fn configured(&mut self, sync_names: Option<String>, as_primary: bool) -> bool {
         let conf = &self.o.postgres.conf;
-        let names_ok = sync_names.as_ref().is_none_or(|names| *names == conf.sync_names);
+        let names_ok = sync_names
+            .as_ref()
+            .is_none_or(|names| *names == conf.sync_names);
         if names_ok && conf.as_primary == as_primary && conf.generation == self.s.conf_generation {
             return true;
         }
         if self.may(Task::Configure) {
             let generation = self.s.conf_generation;
-            self.push(Action::Configure(WantedConf { generation, sync_names, as_primary }));
+            self.push(Action::Configure(WantedConf {
+                generation,
+                sync_names,
+                as_primary,
+            }));
         }
         false
     }

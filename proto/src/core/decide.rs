@@ -140,9 +140,12 @@ fn lease_runs_out(cx: &mut Cx) -> Option<Reason> {
         return None;
     }
     match cx.lock {
-        Lock::Mine(tenure) if cx.o.now >= tenure.soft_deadline && cx.alive() => {
-            Some(stop_for(cx, StopReason::Offline, StopMode::Fast, Reason::LeaseSpent))
-        }
+        Lock::Mine(tenure) if cx.o.now >= tenure.soft_deadline && cx.alive() => Some(stop_for(
+            cx,
+            StopReason::Offline,
+            StopMode::Fast,
+            Reason::LeaseSpent,
+        )),
         Lock::Mine(tenure) => {
             cx.wake(tenure.soft_deadline);
             None
@@ -161,16 +164,29 @@ pub(super) fn stop_for(cx: &mut Cx, why: StopReason, mode: StopMode, reason: Rea
         return reason;
     }
     // A guardian kills at the deadline; until then the stop may take its time.
-    let timeout = cx.tenure().map(|t| cx.o.now.until(t.deadline)).filter(|left| !left.is_zero());
+    let timeout = cx
+        .tenure()
+        .map(|t| cx.o.now.until(t.deadline))
+        .filter(|left| !left.is_zero());
     cx.m.rewind = cx.m.rewind.request();
-    cx.start(Job::Stop { mode, checkpoint_first: false, timeout, why });
+    cx.start(Job::Stop {
+        mode,
+        checkpoint_first: false,
+        timeout,
+        why,
+    });
     reason
 }
 
 /// `ha-behaviour.md` 3.1.
 fn during_job(cx: &mut Cx) -> Reason {
-    let Some(job) = &cx.o.job else { return Reason::NotLookedYet };
-    let running = Reason::JobRunning { job: job.job.label(), phase: job.phase.clone() };
+    let Some(job) = &cx.o.job else {
+        return Reason::NotLookedYet;
+    };
+    let running = Reason::JobRunning {
+        job: job.job.label(),
+        phase: job.phase.clone(),
+    };
     if job.cancelled {
         return running;
     }
@@ -182,16 +198,20 @@ fn during_job(cx: &mut Cx) -> Reason {
         Job::StartPrimary { .. } if start_took_too_long(cx) => {
             cancel("it takes too long and another member can take over")
         }
-        Job::Restart { .. } if !mine && cx.m.role == Some(crate::dcs::PgRole::Primary) => {
-            cx.paused().then(String::new).map_or_else(|| cancel("the leader lock is not ours"), |_| None)
-        }
+        Job::Restart { .. } if !mine && cx.m.role == Some(crate::dcs::PgRole::Primary) => cx
+            .paused()
+            .then(String::new)
+            .map_or_else(|| cancel("the leader lock is not ours"), |_| None),
         Job::Clone { .. } if matches!(cx.lock, Lock::Free) => None,
         _ => None,
     };
     match cancel {
         Some(why) => {
             cx.push(Action::Cancel(job.id));
-            Reason::JobCancelled { job: job.job.label(), why }
+            Reason::JobCancelled {
+                job: job.job.label(),
+                why,
+            }
         }
         None => running,
     }
@@ -216,15 +236,20 @@ fn foreign_system(cx: &mut Cx) -> Option<Reason> {
     if ours == cluster || ours.0 == 0 {
         return None;
     }
-    let reason =
-        Reason::ForeignSystem { ours: ours.to_string(), cluster: cluster.to_string() };
+    let reason = Reason::ForeignSystem {
+        ours: ours.to_string(),
+        cluster: cluster.to_string(),
+    };
     if cx.paused() {
         if matches!(cx.lock, Lock::Mine(_)) {
             return Some(leave::begin(cx, None, reason));
         }
         return None;
     }
-    cx.push(Action::Exit { code: 1, why: reason.to_string() });
+    cx.push(Action::Exit {
+        code: 1,
+        why: reason.to_string(),
+    });
     Some(reason)
 }
 
@@ -259,14 +284,20 @@ fn not_answering(cx: &mut Cx) -> Option<Reason> {
             let took = cx.o.now.since(since);
             let limit = cx.s.cluster.primary_start_timeout;
             let mine = matches!(cx.lock, Lock::Mine(_));
-            let somebody = mine && took >= limit && lead::somebody_can_take_over(cx, None).is_some();
+            let somebody =
+                mine && took >= limit && lead::somebody_can_take_over(cx, None).is_some();
             if somebody && !cx.paused() {
                 let reason = Reason::StartTooSlow { took };
                 cx.m.stepping_down = Some(super::memory::SteppingDown {
                     since: cx.o.now,
                     shutdown: None,
                 });
-                return Some(stop_for(cx, StopReason::TooSlow, StopMode::Immediate, reason));
+                return Some(stop_for(
+                    cx,
+                    StopReason::TooSlow,
+                    StopMode::Immediate,
+                    reason,
+                ));
             }
             // A server that is not writable yet cannot do harm under a foreign lock, but one that was
             // primary might become so: it is stopped like a running one.
@@ -276,7 +307,9 @@ fn not_answering(cx: &mut Cx) -> Option<Reason> {
                     cx,
                     StopReason::LostLock,
                     StopMode::Immediate,
-                    Reason::LostLock { leader: leader.to_string() },
+                    Reason::LostLock {
+                        leader: leader.to_string(),
+                    },
                 )),
                 _ => Some(Reason::Starting),
             }

@@ -20,7 +20,11 @@ pub(super) fn decide(cx: &mut Cx) -> Reason {
         // First look of this agent. Without a signal file it may have been a primary, and comes up in
         // recovery first (`ha-behaviour.md` 2.1).
         let replica = cx.o.postgres.signal_file;
-        cx.m.role = Some(if replica { PgRole::Replica } else { PgRole::Demoted });
+        cx.m.role = Some(if replica {
+            PgRole::Replica
+        } else {
+            PgRole::Demoted
+        });
         cx.m.rewind = cx.m.rewind.request();
     }
     if cx.o.guardian.armed.is_some() && !matches!(cx.lock, Lock::Mine(_)) {
@@ -58,7 +62,9 @@ fn paused(cx: &mut Cx) -> Reason {
 fn too_early(cx: &mut Cx) -> Option<Reason> {
     let at = cx.m.start_not_before.filter(|at| cx.o.now < *at)?;
     cx.wake(at);
-    Some(Reason::StartBackoff { failed: cx.m.failed_starts })
+    Some(Reason::StartBackoff {
+        failed: cx.m.failed_starts,
+    })
 }
 
 fn leader_down(cx: &mut Cx, tenure: Tenure) -> Reason {
@@ -73,7 +79,9 @@ fn leader_down(cx: &mut Cx, tenure: Tenure) -> Reason {
         match lead::takeover_candidate(cx) {
             lead::Takeover::Asking => return Reason::AskPeers,
             lead::Takeover::By(candidate) => {
-                let reason = Reason::CrashFailover { candidate: candidate.to_string() };
+                let reason = Reason::CrashFailover {
+                    candidate: candidate.to_string(),
+                };
                 return leave::begin(cx, None, reason);
             }
             lead::Takeover::Nobody => {}
@@ -82,7 +90,12 @@ fn leader_down(cx: &mut Cx, tenure: Tenure) -> Reason {
     if let Some(reason) = too_early(cx) {
         return reason;
     }
-    let state = cx.o.postgres.control.as_ref().map(|c| c.state).unwrap_or_default();
+    let state =
+        cx.o.postgres
+            .control
+            .as_ref()
+            .map(|c| c.state)
+            .unwrap_or_default();
     let was_primary = matches!(
         state,
         ControlState::InProduction
@@ -95,7 +108,10 @@ fn leader_down(cx: &mut Cx, tenure: Tenure) -> Reason {
         && matches!(cx.m.role, Some(PgRole::Primary | PgRole::Promoted))
         && cx.s.cluster.standby_cluster.is_none();
     if !in_place {
-        cx.start(Job::StartStandby { follow: Upstream::None, timeout: start_limit(limit) });
+        cx.start(Job::StartStandby {
+            follow: Upstream::None,
+            timeout: start_limit(limit),
+        });
         return Reason::StartForPromotion;
     }
     // S2: the deadline stands before the server can be writable again.
@@ -104,15 +120,23 @@ fn leader_down(cx: &mut Cx, tenure: Tenure) -> Reason {
     }
     if let Some(names) = lead::names_for_start(cx) {
         if !cx.configured(Some(names), true) {
-            return Reason::PreparePromotion { what: "synchronous standby names".into() };
+            return Reason::PreparePromotion {
+                what: "synchronous standby names".into(),
+            };
         }
     }
-    cx.start(Job::StartPrimary { timeout: start_limit(limit) });
+    cx.start(Job::StartPrimary {
+        timeout: start_limit(limit),
+    });
     Reason::RecoverPrimary
 }
 
 fn start_limit(configured: Duration) -> Duration {
-    if configured.is_zero() { Duration::from_secs(300) } else { configured }
+    if configured.is_zero() {
+        Duration::from_secs(300)
+    } else {
+        configured
+    }
 }
 
 /// Somebody else leads: come back as its standby, on its branch.
@@ -131,14 +155,21 @@ fn rejoin(cx: &mut Cx, leader: &MemberName) -> Reason {
         follow: target,
         timeout: start_limit(cx.s.cluster.primary_start_timeout),
     });
-    Reason::StartStandby { leader: leader.to_string() }
+    Reason::StartStandby {
+        leader: leader.to_string(),
+    }
 }
 
 /// Nobody leads: come up in recovery, so that our position can be compared with the others'.
 fn nobody_leads(cx: &mut Cx) -> Reason {
     // A planned hand-over is under way: the candidate has a moment to take the lock before we spend
     // time on a start without a leader.
-    if cx.m.handover.is_some() && cx.m.free_since.is_none_or(|since| cx.o.now.since(since) < GRACE) {
+    if cx.m.handover.is_some()
+        && cx
+            .m
+            .free_since
+            .is_none_or(|since| cx.o.now.since(since) < GRACE)
+    {
         cx.m.free_since.get_or_insert(cx.o.now);
         cx.wake_in(Duration::from_millis(200));
         return Reason::WaitLeader;

@@ -32,7 +32,9 @@ pub(super) fn decide(cx: &mut Cx) -> Reason {
             timeout: Some(cx.s.cluster.timing.retry_timeout()),
             why: StopReason::DataDirGone,
         });
-        return Reason::DataUnreadable { why: "it is empty under a running PostgreSQL".into() };
+        return Reason::DataUnreadable {
+            why: "it is empty under a running PostgreSQL".into(),
+        };
     }
     if cx.o.postgres.process != Process::Gone {
         return Reason::Orphans;
@@ -48,7 +50,9 @@ pub(super) fn decide(cx: &mut Cx) -> Reason {
 }
 
 fn nobody_leads(cx: &mut Cx) -> Reason {
-    let Some(view) = cx.view() else { return Reason::WaitLeader };
+    let Some(view) = cx.view() else {
+        return Reason::WaitLeader;
+    };
     let may_bootstrap = cx.s.can_bootstrap && !cx.s.tags.nofailover();
     match &view.initialize {
         None if may_bootstrap => {
@@ -63,8 +67,14 @@ fn nobody_leads(cx: &mut Cx) -> Reason {
             Reason::Bootstrap
         }
         Some(Initialize::System(_)) if cx.s.can_clone_without_leader => {
-            cx.start(Job::Clone { source: None, follow: Upstream::None, basebackup_only: false });
-            Reason::Clone { source: "a replica method that needs no leader".into() }
+            cx.start(Job::Clone {
+                source: None,
+                follow: Upstream::None,
+                basebackup_only: false,
+            });
+            Reason::Clone {
+                source: "a replica method that needs no leader".into(),
+            }
         }
         Some(Initialize::Bootstrapping) => {
             cx.m.bootstrapping = false;
@@ -106,7 +116,10 @@ fn clone_source(cx: &Cx, leader: &MemberName) -> Option<MemberName> {
 }
 
 fn clone_from_cluster(cx: &mut Cx, leader: &MemberName) -> Reason {
-    let known = cx.view().and_then(|v| v.initialize.as_ref()).is_some_and(|i| i.system().is_some());
+    let known = cx
+        .view()
+        .and_then(|v| v.initialize.as_ref())
+        .is_some_and(|i| i.system().is_some());
     let ready = cx.member(leader).is_some_and(|m| {
         m.is_running() && matches!(m.role.as_deref(), Some("primary" | "standby_leader"))
     });
@@ -118,14 +131,26 @@ fn clone_from_cluster(cx: &mut Cx, leader: &MemberName) -> Reason {
         if let Some(at) = cx.m.start_not_before {
             cx.wake(at);
         }
-        return Reason::StartBackoff { failed: cx.m.failed_starts };
+        return Reason::StartBackoff {
+            failed: cx.m.failed_starts,
+        };
     }
-    let Some(source) = clone_source(cx, leader) else { return Reason::WaitLeader };
+    let Some(source) = clone_source(cx, leader) else {
+        return Reason::WaitLeader;
+    };
     let (Some(from), follow) = (cx.upstream_of(&source), super::follow::target(cx, leader)) else {
         return Reason::WaitLeader;
     };
-    cx.start(Job::Clone { source: Some(from), follow, basebackup_only: false });
-    let source = if source == *leader { format!("leader '{source}'") } else { format!("replica '{source}'") };
+    cx.start(Job::Clone {
+        source: Some(from),
+        follow,
+        basebackup_only: false,
+    });
+    let source = if source == *leader {
+        format!("leader '{source}'")
+    } else {
+        format!("replica '{source}'")
+    };
     Reason::Clone { source }
 }
 
@@ -135,7 +160,9 @@ pub(super) fn unfinished(cx: &mut Cx, why: String) -> Reason {
     if matches!(cx.lock, Lock::Mine(_)) {
         return leave::begin(cx, None, Reason::ReleasedForData);
     }
-    let Lock::Other(leader) = cx.lock.clone() else { return Reason::WaitRecopy { why } };
+    let Lock::Other(leader) = cx.lock.clone() else {
+        return Reason::WaitRecopy { why };
+    };
     let ready = cx
         .member(&leader)
         .is_some_and(|m| m.is_running() && m.role.as_deref() == Some("primary"));
@@ -144,28 +171,53 @@ pub(super) fn unfinished(cx: &mut Cx, why: String) -> Reason {
         cx.wake_in(Duration::from_millis(500));
         return Reason::WaitRecopy { why };
     }
-    let Some(source) = cx.upstream_of(&leader) else { return Reason::WaitRecopy { why } };
+    let Some(source) = cx.upstream_of(&leader) else {
+        return Reason::WaitRecopy { why };
+    };
     let follow = super::follow::target(cx, &leader);
-    cx.log(LogLevel::Warning, format!("copying the data directory anew from {leader}: {why}"));
-    cx.start(Job::Reinitialize { source, follow, basebackup_only: false, wish: None });
+    cx.log(
+        LogLevel::Warning,
+        format!("copying the data directory anew from {leader}: {why}"),
+    );
+    cx.start(Job::Reinitialize {
+        source,
+        follow,
+        basebackup_only: false,
+        wish: None,
+    });
     Reason::Recopy { why }
 }
 
 /// The new cluster is up: its keys are written at one revision, and we lead.
 pub(super) fn finish_bootstrap(cx: &mut Cx) -> Reason {
-    let Some(view) = cx.view() else { return Reason::FinishBootstrap };
+    let Some(view) = cx.view() else {
+        return Reason::FinishBootstrap;
+    };
     if view.leader_name() == Some(&cx.s.me) {
         cx.m.bootstrapped = false;
         cx.wake_in(Duration::from_millis(1));
         return Reason::FinishBootstrap;
     }
-    if view.leader.is_some() || view.initialize.as_ref().is_some_and(|i| i.system().is_some()) {
+    if view.leader.is_some()
+        || view
+            .initialize
+            .as_ref()
+            .is_some_and(|i| i.system().is_some())
+    {
         let why = "another member initialized the cluster meanwhile".to_owned();
         cx.push(Action::Fence);
-        cx.push(Action::Exit { code: 1, why: why.clone() });
+        cx.push(Action::Exit {
+            code: 1,
+            why: why.clone(),
+        });
         return Reason::BootstrapFailed { why };
     }
-    let system = cx.o.postgres.control.as_ref().map(|c| c.system_id).filter(|id| id.0 != 0);
+    let system =
+        cx.o.postgres
+            .control
+            .as_ref()
+            .map(|c| c.system_id)
+            .filter(|id| id.0 != 0);
     if let Some(system) = system {
         let mut txn = txns::finish_bootstrap(cx.s, system, &cx.s.dynamic);
         if view.initialize.is_none() {

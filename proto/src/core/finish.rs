@@ -17,7 +17,9 @@ const START_BACKOFF: [Duration; 4] = [
 ];
 
 pub(super) fn take_note(cx: &mut Cx) {
-    let Some(finished) = &cx.o.finished else { return };
+    let Some(finished) = &cx.o.finished else {
+        return;
+    };
     if cx.m.seen_job == Some(finished.id) {
         return;
     }
@@ -42,8 +44,15 @@ pub(super) fn take_note(cx: &mut Cx) {
 
 fn callback(cx: &mut Cx, event: &str, role: PgRole) {
     cx.m.callback_called = true;
-    let role = if role == PgRole::Promoted { PgRole::Primary } else { role };
-    cx.push(Action::Callback { event: event.to_owned(), role: role.as_str().to_owned() });
+    let role = if role == PgRole::Promoted {
+        PgRole::Primary
+    } else {
+        role
+    };
+    cx.push(Action::Callback {
+        event: event.to_owned(),
+        role: role.as_str().to_owned(),
+    });
 }
 
 fn bootstrap(cx: &mut Cx, finished: &Finished) {
@@ -58,17 +67,29 @@ fn bootstrap(cx: &mut Cx, finished: &Finished) {
         JobEnd::Failed(failure) => {
             // `ha-behaviour.md` 12.4: give the key back so that another member can try, and end.
             let why = failure.to_string();
-            cx.push(Action::Write { task: super::observation::Task::Initialize, txn: super::txns::give_up_initialize() });
-            cx.push(Action::Exit { code: 1, why: format!("failed to bootstrap cluster: {why}") });
+            cx.push(Action::Write {
+                task: super::observation::Task::Initialize,
+                txn: super::txns::give_up_initialize(),
+            });
+            cx.push(Action::Exit {
+                code: 1,
+                why: format!("failed to bootstrap cluster: {why}"),
+            });
         }
         JobEnd::Cancelled | JobEnd::Stopped { .. } => {
-            cx.push(Action::Write { task: super::observation::Task::Initialize, txn: super::txns::give_up_initialize() });
+            cx.push(Action::Write {
+                task: super::observation::Task::Initialize,
+                txn: super::txns::give_up_initialize(),
+            });
         }
     }
 }
 
 fn copied(cx: &mut Cx, finished: &Finished) {
-    if let Job::Reinitialize { wish: Some(wish), .. } = finished.job {
+    if let Job::Reinitialize {
+        wish: Some(wish), ..
+    } = finished.job
+    {
         cx.m.reinit_wish_done = Some(wish);
     }
     match finished.end {
@@ -92,8 +113,13 @@ fn up(cx: &mut Cx, role: PgRole) {
 }
 
 fn back_off(cx: &mut Cx) {
-    let step = usize::try_from(cx.m.failed_starts).unwrap_or(usize::MAX).min(START_BACKOFF.len() - 1);
-    let wait = START_BACKOFF.get(step).copied().unwrap_or(Duration::from_secs(10));
+    let step = usize::try_from(cx.m.failed_starts)
+        .unwrap_or(usize::MAX)
+        .min(START_BACKOFF.len() - 1);
+    let wait = START_BACKOFF
+        .get(step)
+        .copied()
+        .unwrap_or(Duration::from_secs(10));
     cx.m.failed_starts = cx.m.failed_starts.saturating_add(1);
     cx.m.start_not_before = Some(cx.o.now + wait);
 }
@@ -103,14 +129,26 @@ fn started(cx: &mut Cx, finished: &Finished) {
     match finished.end {
         JobEnd::Done | JobEnd::StillStarting => {
             let before = cx.m.role;
-            let role = if primary { PgRole::Primary } else { PgRole::Replica };
+            let role = if primary {
+                PgRole::Primary
+            } else {
+                PgRole::Replica
+            };
             up(cx, role);
             if primary && cx.s.cluster.is_synchronous() {
                 // S9: a crash restart makes commits visible that no standby may have.
                 cx.m.hold_until = Some(Lsn::NONE);
             }
             let changed = !primary && before.is_some_and(|b| b != PgRole::Replica);
-            callback(cx, if changed { "on_role_change" } else { "on_start" }, role);
+            callback(
+                cx,
+                if changed {
+                    "on_role_change"
+                } else {
+                    "on_start"
+                },
+                role,
+            );
         }
         JobEnd::Failed(_) => {
             cx.m.start_failed = true;
@@ -144,12 +182,17 @@ fn restarted(cx: &mut Cx, finished: &Finished, wish: Option<u64>) {
     };
     if let Some(id) = wish {
         cx.m.restart_wish_done = Some(id);
-        cx.push(Action::Answer { wish: Wish::Restart(id), outcome });
+        cx.push(Action::Answer {
+            wish: Wish::Restart(id),
+            outcome,
+        });
     }
 }
 
 fn stopped(cx: &mut Cx, finished: &Finished) {
-    let JobEnd::Stopped { shutdown } = finished.end else { return };
+    let JobEnd::Stopped { shutdown } = finished.end else {
+        return;
+    };
     cx.m.was_running = false;
     let was_primary = matches!(cx.m.role, Some(PgRole::Primary | PgRole::Promoted));
     if was_primary {

@@ -34,7 +34,9 @@ pub(super) fn target(cx: &Cx, leader: &MemberName) -> Upstream {
         return Upstream::None;
     }
     let wanted = cx.s.tags.replicatefrom().filter(|name| *name != cx.s.me);
-    let source = wanted.filter(|name| cx.member(name).is_some()).unwrap_or_else(|| leader.clone());
+    let source = wanted
+        .filter(|name| cx.member(name).is_some())
+        .unwrap_or_else(|| leader.clone());
     cx.upstream_of(&source).unwrap_or_default()
 }
 
@@ -53,15 +55,21 @@ pub(super) fn decide(cx: &mut Cx, leader: &MemberName) -> Reason {
             cx,
             StopReason::LostLock,
             StopMode::Immediate,
-            Reason::LostLock { leader: leader.to_string() },
+            Reason::LostLock {
+                leader: leader.to_string(),
+            },
         );
     }
     if cx.o.guardian.armed.is_some() && !cx.is_primary() && cx.sample().is_some() {
         cx.push(Action::Disarm);
     }
-    let Some(sample) = cx.sample() else { return Reason::Starting };
+    let Some(sample) = cx.sample() else {
+        return Reason::Starting;
+    };
     if !sample.in_recovery {
-        return Reason::PausedFollowing { me: cx.s.me.clone() };
+        return Reason::PausedFollowing {
+            me: cx.s.me.clone(),
+        };
     }
     cx.m.role = Some(PgRole::Replica);
     if let Some(reason) = super::lead::restart_wish(cx) {
@@ -82,7 +90,9 @@ fn stream(cx: &mut Cx, leader: &MemberName, sample: &SqlSample) -> Reason {
         cx.m.rewind = cx.m.rewind.request();
         cx.m.not_streaming_since = None;
         cx.start(Job::Follow { follow: source });
-        return Reason::ChangeUpstream { leader: leader.to_string() };
+        return Reason::ChangeUpstream {
+            leader: leader.to_string(),
+        };
     }
     watch_the_stream(cx, leader, sample);
     if let Some(reason) = on_the_right_branch(cx, leader) {
@@ -93,9 +103,14 @@ fn stream(cx: &mut Cx, leader: &MemberName, sample: &SqlSample) -> Reason {
     }
     cx.configured(Some(String::new()), false);
     if cx.paused() {
-        return Reason::PausedFollowing { me: cx.s.me.clone() };
+        return Reason::PausedFollowing {
+            me: cx.s.me.clone(),
+        };
     }
-    Reason::Following { me: cx.s.me.clone(), leader: leader.clone() }
+    Reason::Following {
+        me: cx.s.me.clone(),
+        leader: leader.clone(),
+    }
 }
 
 /// Finds reasons to look at the lineage: the leader is on a newer timeline than we have seen, or the
@@ -103,7 +118,10 @@ fn stream(cx: &mut Cx, leader: &MemberName, sample: &SqlSample) -> Reason {
 fn watch_the_stream(cx: &mut Cx, leader: &MemberName, sample: &SqlSample) {
     let theirs = cx.member(leader).and_then(|m| m.timeline);
     let behind = matches!((sample.timeline, theirs), (Some(mine), Some(theirs)) if mine < theirs);
-    let streams = sample.receiver.as_ref().is_some_and(|r| r.status == "streaming");
+    let streams = sample
+        .receiver
+        .as_ref()
+        .is_some_and(|r| r.status == "streaming");
     if streams && !behind {
         cx.m.not_streaming_since = None;
         if cx.m.rewind != RewindState::Check {
@@ -141,17 +159,22 @@ pub(super) fn on_the_right_branch(cx: &mut Cx, leader: &MemberName) -> Option<Re
         return None;
     }
     // The leader must be a primary that answers; its member key says so first.
-    let ready = cx.member(leader).is_some_and(|m| m.role.as_deref() == Some("primary"));
-    let lineage = cx.o.lineage.as_ref().filter(|l| {
-        l.leader == *leader && l.is_primary && cx.o.now.since(l.at) < LINEAGE_FRESH
-    });
+    let ready = cx
+        .member(leader)
+        .is_some_and(|m| m.role.as_deref() == Some("primary"));
+    let lineage =
+        cx.o.lineage.as_ref().filter(|l| {
+            l.leader == *leader && l.is_primary && cx.o.now.since(l.at) < LINEAGE_FRESH
+        });
     let Some(lineage) = lineage else {
         if ready {
             ask_lineage(cx, leader);
         }
         cx.wake_in(Duration::from_millis(300));
         // A running standby goes on streaming meanwhile; a stopped one must know first.
-        return (!running).then(|| Reason::CheckLineage { leader: leader.clone() });
+        return (!running).then(|| Reason::CheckLineage {
+            leader: leader.clone(),
+        });
     };
     compare(cx, leader, lineage)
 }
@@ -178,18 +201,27 @@ fn compare(cx: &mut Cx, leader: &MemberName, lineage: &Lineage) -> Option<Reason
 }
 
 fn ask_lineage(cx: &mut Cx, leader: &MemberName) {
-    let Some(upstream) = cx.upstream_of(leader) else { return };
+    let Some(upstream) = cx.upstream_of(leader) else {
+        return;
+    };
     if cx.may(Task::Lineage) {
-        cx.push(Action::AskLineage { leader: leader.clone(), upstream });
+        cx.push(Action::AskLineage {
+            leader: leader.clone(),
+            upstream,
+        });
     }
 }
 
 fn rewind_or_copy(cx: &mut Cx, leader: &MemberName, why: String) -> Reason {
     if cx.paused() {
-        return Reason::PausedFollowing { me: cx.s.me.clone() };
+        return Reason::PausedFollowing {
+            me: cx.s.me.clone(),
+        };
     }
     let Some(source) = cx.upstream_of(leader) else {
-        return Reason::CheckLineage { leader: leader.clone() };
+        return Reason::CheckLineage {
+            leader: leader.clone(),
+        };
     };
     let control = cx.o.postgres.control.as_ref();
     if cx.s.use_pg_rewind && control.is_some_and(|c| c.rewindable) {
@@ -199,10 +231,15 @@ fn rewind_or_copy(cx: &mut Cx, leader: &MemberName, why: String) -> Reason {
         let primary = member.is_some_and(|m| m.role.as_deref() == Some("primary"));
         if !checkpointed || !primary {
             cx.wake_in(Duration::from_millis(200));
-            return Reason::WaitCheckpoint { leader: leader.clone() };
+            return Reason::WaitCheckpoint {
+                leader: leader.clone(),
+            };
         }
         cx.start(Job::Rewind { source });
-        return Reason::Rewind { leader: leader.clone(), why };
+        return Reason::Rewind {
+            leader: leader.clone(),
+            why,
+        };
     }
     if cx.s.wipe_on_divergence && cx.s.cluster.standby_cluster.is_none() {
         return copy_anew(cx, leader, source, why);
@@ -214,19 +251,37 @@ fn rewind_or_copy(cx: &mut Cx, leader: &MemberName, why: String) -> Reason {
 /// S7: our copy is thrown away only while another live primary with the same identifier exists; the
 /// job checks the rest.
 fn copy_anew(cx: &mut Cx, leader: &MemberName, source: Upstream, why: String) -> Reason {
-    let lineage = cx.o.lineage.as_ref().filter(|l| l.leader == *leader && l.is_primary);
+    let lineage =
+        cx.o.lineage
+            .as_ref()
+            .filter(|l| l.leader == *leader && l.is_primary);
     let Some(lineage) = lineage else {
         ask_lineage(cx, leader);
-        return Reason::CheckLineage { leader: leader.clone() };
+        return Reason::CheckLineage {
+            leader: leader.clone(),
+        };
     };
     let ours = cx.o.postgres.control.as_ref().map(|c| c.system_id);
     if ours.is_some_and(|ours| ours != lineage.system_id) {
-        return Reason::Diverged { why: "the leader has another system identifier".into() };
+        return Reason::Diverged {
+            why: "the leader has another system identifier".into(),
+        };
     }
-    cx.log(LogLevel::Warning, format!("throwing the data directory away and copying it from {leader}: {why}"));
+    cx.log(
+        LogLevel::Warning,
+        format!("throwing the data directory away and copying it from {leader}: {why}"),
+    );
     let follow = target(cx, leader);
-    cx.start(Job::Reinitialize { source, follow, basebackup_only: false, wish: None });
-    Reason::CopyAnew { leader: leader.clone(), why }
+    cx.start(Job::Reinitialize {
+        source,
+        follow,
+        basebackup_only: false,
+        wish: None,
+    });
+    Reason::CopyAnew {
+        leader: leader.clone(),
+        why,
+    }
 }
 
 fn after_failed_rewind(cx: &mut Cx, leader: &MemberName) -> Reason {

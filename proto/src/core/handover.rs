@@ -77,7 +77,11 @@ fn admissible(cx: &mut Cx, record: &FailoverRecord) -> Admit {
             return Admit::Clear(format!("the scheduled time {} has passed", schedule.text));
         }
     }
-    if record.leader.as_ref().is_some_and(|leader| *leader != cx.s.me) {
+    if record
+        .leader
+        .as_ref()
+        .is_some_and(|leader| *leader != cx.s.me)
+    {
         return Admit::Clear("it names another leader".into());
     }
     if record.candidate.as_ref() == Some(&cx.s.me) {
@@ -92,7 +96,10 @@ fn admissible(cx: &mut Cx, record: &FailoverRecord) -> Admit {
 fn prepare(cx: &mut Cx, record: &FailoverRecord) -> Option<Reason> {
     cx.probe(Duration::from_millis(50));
     let now = cx.o.now;
-    let fresh = cx.m.handover.as_ref().is_none_or(|h| h.request != record.modified);
+    let fresh =
+        cx.m.handover
+            .as_ref()
+            .is_none_or(|h| h.request != record.modified);
     if fresh {
         let chosen = cx.m.handover.take().filter(|h| {
             // Naming the candidate changed the revision: the same operation goes on.
@@ -112,25 +119,35 @@ fn prepare(cx: &mut Cx, record: &FailoverRecord) -> Option<Reason> {
     let peers = lead::peers(cx);
     if peers.is_empty() {
         cx.write(Task::Failover, txns::clear_failover(record));
-        return Some(Reason::HandoverRefused { why: "there is no other member".into() });
+        return Some(Reason::HandoverRefused {
+            why: "there is no other member".into(),
+        });
     }
     if !lead::asked_since(cx, peers, since, Duration::from_secs(1)) {
         cx.wake_in(Duration::from_millis(50));
-        return Some(Reason::HandoverPreparing { what: "asking the other members".into() });
+        return Some(Reason::HandoverPreparing {
+            what: "asking the other members".into(),
+        });
     }
-    let request =
-        Request { switchover: record.is_switchover(), candidate: record.candidate.clone() };
+    let request = Request {
+        switchover: record.is_switchover(),
+        candidate: record.candidate.clone(),
+    };
     let Some(candidate) = lead::somebody_can_take_over(cx, Some(&request)) else {
         cx.m.handover = None;
         cx.write(Task::Failover, txns::clear_failover(record));
-        return Some(Reason::HandoverRefused { why: "no member can take over".into() });
+        return Some(Reason::HandoverRefused {
+            why: "no member can take over".into(),
+        });
     };
     if record.candidate.as_ref() != Some(&candidate) {
         if let Some(handover) = &mut cx.m.handover {
             handover.candidate = Some(candidate.clone());
         }
         cx.write(Task::Failover, txns::name_candidate(record, &candidate));
-        return Some(Reason::HandoverPreparing { what: format!("naming {candidate} as the candidate") });
+        return Some(Reason::HandoverPreparing {
+            what: format!("naming {candidate} as the candidate"),
+        });
     }
     Some(stop(cx, record, &candidate))
 }
@@ -141,26 +158,47 @@ fn stop(cx: &mut Cx, record: &FailoverRecord, candidate: &MemberName) -> Reason 
         handover.stop_ordered = Some(cx.o.now);
     }
     cx.m.rewind = cx.m.rewind.request();
-    let why =
-        if record.is_switchover() { StopReason::Switchover } else { StopReason::ManualFailover };
+    let why = if record.is_switchover() {
+        StopReason::Switchover
+    } else {
+        StopReason::ManualFailover
+    };
     let configured = cx.s.cluster.primary_stop_timeout;
     let timeout = (!configured.is_zero()).then_some(configured.max(STOP_LIMIT_MIN));
-    cx.start(Job::Stop { mode: StopMode::Fast, checkpoint_first: true, timeout, why });
-    Reason::HandoverStop { candidate: candidate.to_string() }
+    cx.start(Job::Stop {
+        mode: StopMode::Fast,
+        checkpoint_first: true,
+        timeout,
+        why,
+    });
+    Reason::HandoverStop {
+        candidate: candidate.to_string(),
+    }
 }
 
 /// PostgreSQL has stopped for a hand-over, and the lock is still ours.
 pub(super) fn after_stop(cx: &mut Cx) -> Reason {
-    let Some(handover) = cx.m.handover.clone() else { return Reason::Releasing };
-    let Some(candidate) = handover.candidate.clone() else { return Reason::Releasing };
-    let (Some((_, end)), Some(stop_ended)) =
-        (handover.shutdown, cx.o.finished.as_ref().map(|finished| finished.at))
-    else {
+    let Some(handover) = cx.m.handover.clone() else {
+        return Reason::Releasing;
+    };
+    let Some(candidate) = handover.candidate.clone() else {
+        return Reason::Releasing;
+    };
+    let (Some((_, end)), Some(stop_ended)) = (
+        handover.shutdown,
+        cx.o.finished.as_ref().map(|finished| finished.at),
+    ) else {
         // It did not stop in order: recover, hand over later.
         return back(cx, &candidate);
     };
-    let answer = cx.o.peers.get(&candidate).filter(|a| a.asked_at >= stop_ended);
-    if answer.and_then(|a| a.status.as_ref()).is_some_and(|status| status.position >= end) {
+    let answer =
+        cx.o.peers
+            .get(&candidate)
+            .filter(|a| a.asked_at >= stop_ended);
+    if answer
+        .and_then(|a| a.status.as_ref())
+        .is_some_and(|status| status.position >= end)
+    {
         // Everything is there: nothing acknowledged can be lost by letting go.
         return leave::begin(cx, handover.shutdown, Reason::Releasing);
     }
@@ -170,11 +208,17 @@ pub(super) fn after_stop(cx: &mut Cx) -> Reason {
     if cx.may(Task::Peers) {
         if let Some(url) = cx.member(&candidate).and_then(|m| m.api_url.clone()) {
             let peers = [(candidate.clone(), url)].into();
-            cx.push(super::decision::Action::AskPeers { peers, limit: lead::ASK_LIMIT });
+            cx.push(super::decision::Action::AskPeers {
+                peers,
+                limit: lead::ASK_LIMIT,
+            });
         }
     }
     cx.wake_in(Duration::from_millis(20));
-    Reason::HandoverWait { candidate: candidate.to_string(), lsn: end }
+    Reason::HandoverWait {
+        candidate: candidate.to_string(),
+        lsn: end,
+    }
 }
 
 fn back(cx: &mut Cx, candidate: &MemberName) -> Reason {
@@ -188,5 +232,7 @@ fn back(cx: &mut Cx, candidate: &MemberName) -> Reason {
     }
     let _ = Upstream::None;
     cx.wake_in(Duration::from_millis(1));
-    Reason::HandoverBack { candidate: candidate.to_string() }
+    Reason::HandoverBack {
+        candidate: candidate.to_string(),
+    }
 }

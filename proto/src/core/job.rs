@@ -154,10 +154,15 @@ impl Job {
         match self {
             Self::Bootstrap => "bootstrap".into(),
             Self::Clone { source: None, .. } => "bootstrap (without leader)".into(),
-            Self::Clone { source: Some(source), follow, .. } if source == follow => {
-                named("bootstrap from leader", source)
-            }
-            Self::Clone { source: Some(source), .. } => named("bootstrap from replica", source),
+            Self::Clone {
+                source: Some(source),
+                follow,
+                ..
+            } if source == follow => named("bootstrap from leader", source),
+            Self::Clone {
+                source: Some(source),
+                ..
+            } => named("bootstrap from replica", source),
             Self::Reinitialize { .. } => "reinitialize".into(),
             Self::StartPrimary { .. } => "starting primary after failure".into(),
             Self::StartStandby { .. } => "restarting after failure".into(),

@@ -22,7 +22,11 @@ pub const PROTOCOL: u32 = 1;
 
 /// What this version can do beyond Patroni.
 pub fn capabilities() -> Capabilities {
-    Capabilities { protocol: PROTOCOL, record: true, fence: true }
+    Capabilities {
+        protocol: PROTOCOL,
+        record: true,
+        fence: true,
+    }
 }
 
 pub(super) fn housekeeping(cx: &mut Cx) {
@@ -44,8 +48,12 @@ fn log_garbled(cx: &mut Cx) {
     let Some(view) = cx.view() else { return };
     for garbled in &view.garbled {
         if cx.m.logged_garbled.get(&garbled.key) != Some(&garbled.modified) {
-            cx.m.logged_garbled.insert(garbled.key.clone(), garbled.modified);
-            let text = format!("the value of {} in etcd cannot be read: {}", garbled.key, garbled.problem);
+            cx.m.logged_garbled
+                .insert(garbled.key.clone(), garbled.modified);
+            let text = format!(
+                "the value of {} in etcd cannot be read: {}",
+                garbled.key, garbled.problem
+            );
             cx.log(LogLevel::Error, text);
         }
     }
@@ -99,20 +107,28 @@ fn speaks_our_protocol(capabilities: Option<Capabilities>) -> bool {
 fn switch_mode(cx: &mut Cx) {
     let Some(view) = cx.view() else { return };
     let all_ours = view.members.contains_key(&cx.s.me)
-        && view.members.values().all(|m| speaks_our_protocol(m.record.capabilities));
+        && view
+            .members
+            .values()
+            .all(|m| speaks_our_protocol(m.record.capabilities));
     let wanted = cx.s.cluster.native.record_lease && all_ours;
     let native = tenure::is_native(view);
     if wanted == native || cx.o.job.is_some() {
         return;
     }
     if wanted {
-        let (Some(session), Some(leader)) = (cx.o.dcs.session, view.leader.as_ref()) else { return };
+        let (Some(session), Some(leader)) = (cx.o.dcs.session, view.leader.as_ref()) else {
+            return;
+        };
         if leader.lease != session.id || cx.o.guardian.session.is_empty() {
             return;
         }
         let members = record_members(cx);
         let guardian = &cx.o.guardian.session;
-        cx.write(Task::Lock, txns::go_native(view, cx.s, guardian, session.id, members));
+        cx.write(
+            Task::Lock,
+            txns::go_native(view, cx.s, guardian, session.id, members),
+        );
     } else if let Some(txn) = txns::go_compatible(view, cx.s) {
         cx.write(Task::Lock, txn);
     }
@@ -121,7 +137,12 @@ fn switch_mode(cx: &mut Cx) {
 /// `dcs-layout.md` 3.3: the owner restores the identifier after a wipe.
 fn restore_initialize(cx: &mut Cx) {
     let Some(view) = cx.view() else { return };
-    let Some(system) = cx.o.postgres.control.as_ref().map(|c| c.system_id).filter(|s| s.0 != 0)
+    let Some(system) =
+        cx.o.postgres
+            .control
+            .as_ref()
+            .map(|c| c.system_id)
+            .filter(|s| s.0 != 0)
     else {
         return;
     };
@@ -131,7 +152,10 @@ fn restore_initialize(cx: &mut Cx) {
         Some(Initialize::Bootstrapping) => Compare::Value(Key::Initialize, String::new()),
         Some(Initialize::Invalid(_)) => Compare::Present(Key::Initialize),
     };
-    let txn = Txn::when(vec![compare], vec![Op::put(Key::Initialize, system.to_string())]);
+    let txn = Txn::when(
+        vec![compare],
+        vec![Op::put(Key::Initialize, system.to_string())],
+    );
     cx.write(Task::Initialize, txn);
 }
 
@@ -148,7 +172,10 @@ fn restore_config(cx: &mut Cx) {
         }
     };
     let value = Value::Object(cx.s.dynamic.clone()).to_string();
-    cx.write(Task::Config, Txn::when(vec![compare], vec![Op::put(Key::Config, value)]));
+    cx.write(
+        Task::Config,
+        Txn::when(vec![compare], vec![Op::put(Key::Config, value)]),
+    );
 }
 
 /// `ha-behaviour.md` 7.3: a rewind from us needs a checkpoint on our timeline.
@@ -175,12 +202,15 @@ fn checkpoint(cx: &mut Cx, sample: &SqlSample) {
 
 fn status(cx: &mut Cx, sample: &SqlSample) {
     let Some(view) = cx.view() else { return };
-    let Some(optime) = lag::position(sample).some() else { return };
-    let due = cx
-        .m
-        .status_written
-        .is_none_or(|at| cx.o.now.since(at) >= cx.s.cluster.timing.loop_wait());
-    let retain_slots = cx.m.retained.retain(view, &cx.s.me, &cx.s.cluster, cx.o.now);
+    let Some(optime) = lag::position(sample).some() else {
+        return;
+    };
+    let due =
+        cx.m.status_written
+            .is_none_or(|at| cx.o.now.since(at) >= cx.s.cluster.timing.loop_wait());
+    let retain_slots =
+        cx.m.retained
+            .retain(view, &cx.s.me, &cx.s.cluster, cx.o.now);
     let wanted = StatusRecord {
         present: true,
         optime: Some(optime),
@@ -189,7 +219,13 @@ fn status(cx: &mut Cx, sample: &SqlSample) {
     };
     if due && wanted != view.status && cx.o.job.is_none() {
         cx.m.status_written = Some(cx.o.now);
-        cx.write(Task::Status, Txn::when(still_leader(cx), vec![Op::put(Key::Status, wanted.to_value())]));
+        cx.write(
+            Task::Status,
+            Txn::when(
+                still_leader(cx),
+                vec![Op::put(Key::Status, wanted.to_value())],
+            ),
+        );
     }
 }
 
@@ -218,7 +254,9 @@ fn failsafe(cx: &mut Cx) {
 
 fn write_history(cx: &mut Cx, sample: &SqlSample) {
     let Some(view) = cx.view() else { return };
-    let Some(timeline) = sample.timeline else { return };
+    let Some(timeline) = sample.timeline else {
+        return;
+    };
     let next = history::next(
         &view.history,
         timeline,
@@ -241,7 +279,9 @@ fn slots(cx: &mut Cx) {
     let Some(sample) = cx.sample() else { return };
     let Some(view) = cx.view() else { return };
     let plan = slots::plan(&slot_input(cx, view, sample));
-    let due = cx.m.slots_done.is_none_or(|at| cx.o.now.since(at) >= Duration::from_secs(1));
+    let due =
+        cx.m.slots_done
+            .is_none_or(|at| cx.o.now.since(at) >= Duration::from_secs(1));
     if !plan.is_empty() && due && cx.may(Task::Slots) {
         cx.m.slots_done = Some(cx.o.now);
         cx.push(Action::Slots(plan));
@@ -267,17 +307,18 @@ fn slot_input<'a>(
 /// Positions alone are published once per `loop_wait`; everything else at once.
 fn own_member_key(cx: &mut Cx) {
     let Some(view) = cx.view() else { return };
-    let Some(session) = cx.o.dcs.session else { return };
+    let Some(session) = cx.o.dcs.session else {
+        return;
+    };
     if matches!(cx.o.postgres.data_dir, DataDir::Unknown) {
         return;
     }
     let wanted = member_record(cx);
     let current = view.members.get(&cx.s.me);
     let same_lease = current.is_some_and(|c| c.lease == session.id);
-    let due = cx
-        .m
-        .member_written
-        .is_none_or(|at| cx.o.now.since(at) >= cx.s.cluster.timing.loop_wait());
+    let due =
+        cx.m.member_written
+            .is_none_or(|at| cx.o.now.since(at) >= cx.s.cluster.timing.loop_wait());
     let needed = match current.filter(|_| same_lease) {
         None => true,
         Some(entry) if entry.record == wanted => false,
@@ -286,19 +327,30 @@ fn own_member_key(cx: &mut Cx) {
     if needed && cx.may(Task::Member) {
         cx.m.member_written = Some(cx.o.now);
         let put = Op::put_leased(Key::Member(cx.s.me.clone()), wanted.to_value());
-        cx.push(Action::Write { task: Task::Member, txn: Txn::always(vec![put]) });
+        cx.push(Action::Write {
+            task: Task::Member,
+            txn: Txn::always(vec![put]),
+        });
     }
 }
 
 fn without_positions(record: &MemberRecord) -> MemberRecord {
-    MemberRecord { xlog_location: None, replay_lsn: None, receive_lsn: None, ..record.clone() }
+    MemberRecord {
+        xlog_location: None,
+        replay_lsn: None,
+        receive_lsn: None,
+        ..record.clone()
+    }
 }
 
 fn member_record(cx: &Cx) -> MemberRecord {
     let sample = cx.sample();
     let replica = sample.filter(|sample| sample.in_recovery);
     // No positions while something long goes on, but for a promotion (`dcs-layout.md` 3.2).
-    let quiet = cx.o.job.as_ref().is_none_or(|j| matches!(j.job, Job::Promote { .. }));
+    let quiet =
+        cx.o.job
+            .as_ref()
+            .is_none_or(|j| matches!(j.job, Job::Promote { .. }));
     let leading = matches!(cx.lock, Lock::Mine(_));
     let unconfirmed = leading && sample.is_some_and(|s| cx.m.checkpointed != s.timeline);
     let mut tags = cx.s.tags.published();
@@ -306,7 +358,9 @@ fn member_record(cx: &Cx) -> MemberRecord {
         tags.insert("nosync".into(), Value::Bool(true));
         tags.insert("sync_priority".into(), json!(0));
     }
-    let pending = sample.filter(|s| !s.pending_restart.is_empty()).map(pending_reason);
+    let pending = sample
+        .filter(|s| !s.pending_restart.is_empty())
+        .map(pending_reason);
     MemberRecord {
         conn_url: Some(cx.s.conn_url.clone()),
         api_url: Some(cx.s.api_url.clone()),
@@ -318,20 +372,30 @@ fn member_record(cx: &Cx) -> MemberRecord {
         tags,
         pending_restart: pending.is_some(),
         pending_restart_reason: pending,
-        xlog_location: sample.filter(|_| quiet).and_then(|s| lag::position(s).some()),
+        xlog_location: sample
+            .filter(|_| quiet)
+            .and_then(|s| lag::position(s).some()),
         replay_lsn: replica.filter(|_| quiet).and_then(|s| s.replay_lsn.some()),
         receive_lsn: replica.filter(|_| quiet).and_then(|s| s.receive_lsn.some()),
-        replication_state: replica.and_then(standing::replication_state).map(str::to_owned),
+        replication_state: replica
+            .and_then(standing::replication_state)
+            .map(str::to_owned),
         timeline: sample.and_then(|s| s.timeline),
-        scheduled_restart: cx.o.wishes.scheduled_restart.as_ref().map(standing::scheduled_restart),
+        scheduled_restart: cx
+            .o
+            .wishes
+            .scheduled_restart
+            .as_ref()
+            .map(standing::scheduled_restart),
         pause: cx.paused(),
         capabilities: Some(capabilities()),
     }
 }
 
 fn pending_reason(sample: &SqlSample) -> Value {
-    let reasons = sample.pending_restart.iter().map(|(name, (old, new))| {
-        (name.clone(), json!({"old_value": old, "new_value": new}))
-    });
+    let reasons = sample
+        .pending_restart
+        .iter()
+        .map(|(name, (old, new))| (name.clone(), json!({"old_value": old, "new_value": new})));
     Value::Object(reasons.collect())
 }

@@ -51,13 +51,15 @@ pub(super) fn inherit(cx: &mut Cx) -> Reason {
 
 /// Whether the guardian has confirmed the deadline of this tenure; orders it if not (S2).
 pub(super) fn armed(cx: &mut Cx, tenure: &Tenure) -> bool {
-    let confirmed = cx
-        .o
-        .guardian
-        .armed
-        .is_some_and(|armed| armed.epoch == tenure.epoch && armed.deadline > cx.o.now);
+    let confirmed =
+        cx.o.guardian
+            .armed
+            .is_some_and(|armed| armed.epoch == tenure.epoch && armed.deadline > cx.o.now);
     if !confirmed {
-        cx.push(Action::Arm { epoch: tenure.epoch, deadline: tenure.deadline });
+        cx.push(Action::Arm {
+            epoch: tenure.epoch,
+            deadline: tenure.deadline,
+        });
         cx.wake_in(Duration::from_millis(20));
     }
     confirmed
@@ -74,12 +76,25 @@ pub(super) fn decide(cx: &mut Cx, tenure: Tenure) -> Reason {
         return paused(cx);
     }
     let armed = armed(cx, &tenure);
-    if let Some(until) = cx.m.failsafe_until.filter(|until| *until >= tenure.deadline) {
-        if cx.o.guardian.armed.is_none_or(|armed| armed.deadline < until) {
-            cx.push(Action::Arm { epoch: tenure.epoch, deadline: until });
+    if let Some(until) =
+        cx.m.failsafe_until
+            .filter(|until| *until >= tenure.deadline)
+    {
+        if cx
+            .o
+            .guardian
+            .armed
+            .is_none_or(|armed| armed.deadline < until)
+        {
+            cx.push(Action::Arm {
+                epoch: tenure.epoch,
+                deadline: until,
+            });
         }
     }
-    let Some(sample) = cx.sample() else { return leading(cx, tenure) };
+    let Some(sample) = cx.sample() else {
+        return leading(cx, tenure);
+    };
     if cx.s.cluster.standby_cluster.is_some() {
         return standby_leader(cx, sample.in_recovery);
     }
@@ -100,12 +115,16 @@ pub(super) fn decide(cx: &mut Cx, tenure: Tenure) -> Reason {
 
 fn leading(cx: &mut Cx, tenure: Tenure) -> Reason {
     if cx.o.dcs.confirmed {
-        return Reason::Leading { me: cx.s.me.clone() };
+        return Reason::Leading {
+            me: cx.s.me.clone(),
+        };
     }
     if let Some(reason) = failsafe(cx, &tenure) {
         return reason;
     }
-    Reason::LeadingBlind { left: cx.o.now.until(tenure.deadline) }
+    Reason::LeadingBlind {
+        left: cx.o.now.until(tenure.deadline),
+    }
 }
 
 fn paused(cx: &mut Cx) -> Reason {
@@ -114,9 +133,14 @@ fn paused(cx: &mut Cx) -> Reason {
         cx.push(Action::Disarm);
     }
     if !cx.is_primary() && cx.sample().is_some() && cx.s.cluster.standby_cluster.is_none() {
-        let candidate = cx.view().and_then(|v| v.failover.as_ref()).and_then(|f| f.candidate.clone());
+        let candidate = cx
+            .view()
+            .and_then(|v| v.failover.as_ref())
+            .and_then(|f| f.candidate.clone());
         if candidate.as_ref() == Some(&cx.s.me) || cx.m.last_rule == "race-candidate" {
-            let Some(tenure) = cx.tenure() else { return Reason::Inherit };
+            let Some(tenure) = cx.tenure() else {
+                return Reason::Inherit;
+            };
             return promote(cx, tenure, true);
         }
         if matches!(cx.m.role, Some(PgRole::Promoted)) {
@@ -136,7 +160,9 @@ fn paused(cx: &mut Cx) -> Reason {
             replicate_synchronously(cx, sample);
         }
     }
-    Reason::PausedLeading { me: cx.s.me.clone() }
+    Reason::PausedLeading {
+        me: cx.s.me.clone(),
+    }
 }
 
 // --- becoming the primary -------------------------------------------------------------------------
@@ -166,7 +192,9 @@ fn promote(cx: &mut Cx, tenure: Tenure, armed: bool) -> Reason {
         return Reason::ArmFirst;
     }
     cx.probe(Duration::from_millis(20));
-    cx.start(Job::Promote { epoch: tenure.epoch });
+    cx.start(Job::Promote {
+        epoch: tenure.epoch,
+    });
     Reason::Promote
 }
 
@@ -178,21 +206,27 @@ fn prepare_sync(cx: &mut Cx) -> Option<Reason> {
     let names = match cx.s.cluster.synchronous_mode {
         SyncMode::Off => {
             let settled = cx.configured(Some(String::new()), true);
-            return (!settled).then(|| Reason::PreparePromotion { what: "configuration".into() });
+            return (!settled).then(|| Reason::PreparePromotion {
+                what: "configuration".into(),
+            });
         }
         SyncMode::On => {
             let prepared = sync::pre_promotion(view, &cx.s.me, strict);
             if view.sync.leader.as_ref() != Some(&cx.s.me) {
                 let value = SyncRecord::value(&cx.s.me, &prepared.standbys, 0);
                 cx.write(Task::Sync, sync_txn(&view.sync, value));
-                return Some(Reason::PreparePromotion { what: "the sync key".into() });
+                return Some(Reason::PreparePromotion {
+                    what: "the sync key".into(),
+                });
             }
             prepared.names
         }
         SyncMode::Quorum => quorum::pre_promotion(view, &cx.s.me, strict),
     };
     let settled = cx.configured(Some(names), true);
-    (!settled).then(|| Reason::PreparePromotion { what: "synchronous standby names".into() })
+    (!settled).then(|| Reason::PreparePromotion {
+        what: "synchronous standby names".into(),
+    })
 }
 
 /// Names that a crashed primary must have in force before it is started again.
@@ -246,7 +280,8 @@ fn carry_out(cx: &mut Cx, step: SyncStep, sample: &SqlSample) {
         SyncStep::WriteKey { standbys, quorum } => {
             let value = SyncRecord::value(&cx.s.me, &standbys, quorum);
             let mut txn = sync_txn(&view.sync, value);
-            txn.when.push(Compare::Value(Key::Leader, cx.s.me.as_str().to_owned()));
+            txn.when
+                .push(Compare::Value(Key::Leader, cx.s.me.as_str().to_owned()));
             cx.write(Task::Sync, txn);
         }
         SyncStep::SetNames(names) => {
@@ -281,7 +316,9 @@ fn configure_steady(cx: &mut Cx, sample: &SqlSample) {
 /// S9: after a crash restart clients are kept out until as many standbys as a commit needs have what
 /// was recovered; else they could read what an election might still lose.
 fn hold_back_after_crash(cx: &mut Cx, sample: &SqlSample) {
-    let Some(target) = cx.m.hold_until else { return };
+    let Some(target) = cx.m.hold_until else {
+        return;
+    };
     let target = match target {
         Lsn::NONE => {
             cx.m.hold_until = sample.flush_lsn.some();
@@ -296,7 +333,12 @@ fn hold_back_after_crash(cx: &mut Cx, sample: &SqlSample) {
     let have = sample
         .wal_senders
         .iter()
-        .filter(|w| parsed.names.iter().any(|n| n.eq_ignore_ascii_case(&w.application_name)))
+        .filter(|w| {
+            parsed
+                .names
+                .iter()
+                .any(|n| n.eq_ignore_ascii_case(&w.application_name))
+        })
         .filter(|w| w.flush_lsn >= target)
         .count();
     if have >= usize::try_from(parsed.count).unwrap_or(usize::MAX) {
@@ -304,7 +346,9 @@ fn hold_back_after_crash(cx: &mut Cx, sample: &SqlSample) {
         return;
     }
     cx.probe(Duration::from_millis(50));
-    cx.hold_back = Some(format!("recovered WAL up to {target} is not on a quorum yet"));
+    cx.hold_back = Some(format!(
+        "recovered WAL up to {target} is not on a quorum yet"
+    ));
 }
 
 // --- wishes ---------------------------------------------------------------------------------------
@@ -314,9 +358,15 @@ pub(super) fn restart_wish(cx: &mut Cx) -> Option<Reason> {
     if cx.m.restart_wish_done == Some(wish.id) {
         return None;
     }
-    let timeout = wish.timeout.map_or(cx.s.cluster.primary_start_timeout, Duration::from_secs);
+    let timeout = wish
+        .timeout
+        .map_or(cx.s.cluster.primary_start_timeout, Duration::from_secs);
     let follow = cx.o.postgres.conf.upstream.clone();
-    cx.start(Job::Restart { timeout, wish: Some(wish.id), follow });
+    cx.start(Job::Restart {
+        timeout,
+        wish: Some(wish.id),
+        follow,
+    });
     Some(Reason::RestartWish)
 }
 
@@ -334,7 +384,9 @@ pub(super) enum Takeover {
 
 /// Everybody but us who has a REST URL.
 pub(super) fn peers(cx: &Cx) -> BTreeMap<MemberName, String> {
-    let Some(view) = cx.view() else { return BTreeMap::new() };
+    let Some(view) = cx.view() else {
+        return BTreeMap::new();
+    };
     view.members
         .iter()
         .filter(|(name, _)| **name != cx.s.me)
@@ -349,7 +401,9 @@ pub(super) fn asked_since(
     since: MonoTime,
     limit: Duration,
 ) -> bool {
-    let fresh = peers.keys().all(|n| cx.o.peers.get(n).is_some_and(|a| a.asked_at >= since));
+    let fresh = peers
+        .keys()
+        .all(|n| cx.o.peers.get(n).is_some_and(|a| a.asked_at >= since));
     if !fresh && cx.may(Task::Peers) {
         cx.push(Action::AskPeers { peers, limit });
     }
@@ -372,7 +426,10 @@ pub(super) fn takeover_candidate(cx: &mut Cx) -> Takeover {
 }
 
 /// `ha-behaviour.md` 5.3 on the answers at hand.
-pub(super) fn somebody_can_take_over(cx: &Cx, request: Option<&handover::Request>) -> Option<MemberName> {
+pub(super) fn somebody_can_take_over(
+    cx: &Cx,
+    request: Option<&handover::Request>,
+) -> Option<MemberName> {
     let view = cx.view()?;
     let question = election::Handover {
         me: &cx.s.me,
@@ -404,14 +461,20 @@ fn failsafe(cx: &mut Cx, tenure: &Tenure) -> Option<Reason> {
         cx.m.failsafe_until = Some(cx.o.now + promise);
     }
     if let Some(outcome) = cx.outcome(Task::AskFailsafe) {
-        if let super::observation::TaskResult::Failsafe { accepted: true, sent_at } = outcome.result {
+        if let super::observation::TaskResult::Failsafe {
+            accepted: true,
+            sent_at,
+        } = outcome.result
+        {
             let until = sent_at + promise;
             if until > cx.m.failsafe_until.unwrap_or_default() && sent_at > tenure.sent_at {
                 cx.m.failsafe_until = Some(until);
             }
         }
     }
-    let since_last = cx.outcome(Task::AskFailsafe).map_or(Duration::MAX, |o| cx.o.now.since(o.at));
+    let since_last = cx
+        .outcome(Task::AskFailsafe)
+        .map_or(Duration::MAX, |o| cx.o.now.since(o.at));
     let due = cx.s.cluster.timing.loop_wait().min(Duration::from_secs(3));
     if since_last >= due && cx.may(Task::AskFailsafe) && !peers.is_empty() {
         let slots = cx.sample().map(own_slots).unwrap_or_default();
@@ -419,14 +482,24 @@ fn failsafe(cx: &mut Cx, tenure: &Tenure) -> Option<Reason> {
     }
     cx.wake_in(Duration::from_secs(1));
     let active = cx.m.failsafe_until.is_some_and(|until| until > cx.o.now);
-    active.then(|| Reason::Failsafe { me: cx.s.me.clone() })
+    active.then(|| Reason::Failsafe {
+        me: cx.s.me.clone(),
+    })
 }
 
 fn own_slots(sample: &SqlSample) -> BTreeMap<String, u64> {
     let position = |slot: &super::observation::SlotRow| {
-        if slot.logical { slot.confirmed_flush_lsn } else { slot.restart_lsn }
+        if slot.logical {
+            slot.confirmed_flush_lsn
+        } else {
+            slot.restart_lsn
+        }
     };
-    sample.slots.iter().map(|slot| (slot.name.clone(), position(slot).0)).collect()
+    sample
+        .slots
+        .iter()
+        .map(|slot| (slot.name.clone(), position(slot).0))
+        .collect()
 }
 
 // --- standby cluster ------------------------------------------------------------------------------
@@ -437,13 +510,17 @@ fn standby_leader(cx: &mut Cx, in_recovery: bool) -> Reason {
             cx,
             StopReason::DemoteCluster,
             StopMode::Fast,
-            Reason::HandoverStop { candidate: "the remote primary".into() },
+            Reason::HandoverStop {
+                candidate: "the remote primary".into(),
+            },
         );
     }
     if let Some(reason) = handover::decide(cx) {
         return reason;
     }
-    let Some(remote) = &cx.s.cluster.standby_cluster else { return Reason::NotLookedYet };
+    let Some(remote) = &cx.s.cluster.standby_cluster else {
+        return Reason::NotLookedYet;
+    };
     if cx.m.role != Some(PgRole::StandbyLeader) {
         cx.m.role = Some(PgRole::StandbyLeader);
         cx.push(Action::Callback {
@@ -454,8 +531,12 @@ fn standby_leader(cx: &mut Cx, in_recovery: bool) -> Reason {
     let target: Upstream = follow::remote(remote);
     if cx.o.postgres.conf.upstream != target {
         cx.start(Job::Follow { follow: target });
-        return Reason::ChangeUpstream { leader: "the remote primary".into() };
+        return Reason::ChangeUpstream {
+            leader: "the remote primary".into(),
+        };
     }
     cx.configured(None, false);
-    Reason::StandbyLeading { me: cx.s.me.clone() }
+    Reason::StandbyLeading {
+        me: cx.s.me.clone(),
+    }
 }

@@ -19,7 +19,10 @@ const LEAVE_SYNC_LIMIT: Duration = Duration::from_secs(4);
 /// Begins to give the lock up. From here on we do not take it back before the key is gone, even if
 /// the first attempt to release it fails (D6 of `dcs-layout.md` 15).
 pub(super) fn begin(cx: &mut Cx, shutdown: Option<(Timeline, Lsn)>, reason: Reason) -> Reason {
-    cx.m.stepping_down = Some(SteppingDown { since: cx.o.now, shutdown });
+    cx.m.stepping_down = Some(SteppingDown {
+        since: cx.o.now,
+        shutdown,
+    });
     let _ = step_down(cx);
     reason
 }
@@ -27,7 +30,9 @@ pub(super) fn begin(cx: &mut Cx, shutdown: Option<(Timeline, Lsn)>, reason: Reas
 /// Goes on giving the lock up until it is not ours any more.
 pub(super) fn step_down(cx: &mut Cx) -> Reason {
     cx.keep_leading = false;
-    let Some(down) = cx.m.stepping_down else { return Reason::Releasing };
+    let Some(down) = cx.m.stepping_down else {
+        return Reason::Releasing;
+    };
     if matches!(cx.lock, Lock::Other(_) | Lock::Free) {
         cx.m.stepping_down = None;
         cx.wake_in(Duration::from_millis(1));
@@ -63,11 +68,14 @@ pub(super) fn step_down(cx: &mut Cx) -> Reason {
 
 /// Orders the release once nothing of ours is writable.
 pub(super) fn release(cx: &mut Cx, shutdown: Option<(Timeline, Lsn)>) {
-    let Some(view) = cx.view().filter(|_| cx.o.dcs.confirmed) else { return };
+    let Some(view) = cx.view().filter(|_| cx.o.dcs.confirmed) else {
+        return;
+    };
     let ours = view.leader_name() == Some(&cx.s.me)
-        || view.record.as_ref().is_some_and(|e| {
-            e.record.owner == cx.s.me && e.record.state == RecordState::Held
-        });
+        || view
+            .record
+            .as_ref()
+            .is_some_and(|e| e.record.owner == cx.s.me && e.record.state == RecordState::Held);
     if ours {
         cx.write(Task::Lock, txns::release(view, cx.s, shutdown));
     }
@@ -79,7 +87,10 @@ pub(super) fn shutdown(cx: &mut Cx) -> Reason {
     cx.probe(Duration::from_millis(100));
     if cx.paused() {
         cx.push(Action::Disarm);
-        cx.push(Action::Exit { code: 0, why: "shut down in pause: PostgreSQL stays".into() });
+        cx.push(Action::Exit {
+            code: 0,
+            why: "shut down in pause: PostgreSQL stays".into(),
+        });
         return Reason::ShutdownDone;
     }
     if let Some(job) = &cx.o.job {
@@ -107,7 +118,10 @@ pub(super) fn shutdown(cx: &mut Cx) -> Reason {
         cx.push(Action::Fence);
         return Reason::Orphans;
     }
-    let down = cx.m.stepping_down.get_or_insert(SteppingDown { since: cx.o.now, shutdown: None });
+    let down = cx.m.stepping_down.get_or_insert(SteppingDown {
+        since: cx.o.now,
+        shutdown: None,
+    });
     let (since, position) = (down.since, down.shutdown.or_else(|| last_shutdown(cx)));
     cx.keep_leading = false;
     let ours = matches!(cx.lock, Lock::Mine(_) | Lock::Inherited);
@@ -118,9 +132,15 @@ pub(super) fn shutdown(cx: &mut Cx) -> Reason {
         return Reason::ShutdownRelease;
     }
     if ours {
-        cx.log(LogLevel::Warning, "the leader key could not be released, it will expire");
+        cx.log(
+            LogLevel::Warning,
+            "the leader key could not be released, it will expire",
+        );
     }
-    cx.push(Action::Exit { code: 0, why: "shut down".into() });
+    cx.push(Action::Exit {
+        code: 0,
+        why: "shut down".into(),
+    });
     Reason::ShutdownDone
 }
 

@@ -136,6 +136,9 @@ impl Memory {
             .iter()
             .filter_map(|(name, entry)| Some((name.clone(), entry.record.api_url.clone()?)))
             .collect();
-        self.last_locked = Some(LastLocked { leader: Some(leader.clone()), members });
+        self.last_locked = Some(LastLocked {
+            leader: Some(leader.clone()),
+            members,
+        });
     }
 }

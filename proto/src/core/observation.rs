@@ -4,8 +4,8 @@
 //! same as "none" (I4, S11).
 
 use super::job::{Finished, Job, Upstream};
-use crate::dcs::{ClusterView, FencePromise};
 use crate::dcs::txn::TxnOutcome;
+use crate::dcs::{ClusterView, FencePromise};
 use crate::ids::{Epoch, JobId, LeaseId, MemberName, Revision, SystemId};
 use crate::time::{MonoTime, WallTime};
 use crate::wal::{Lsn, Timeline, TimelineHistory};

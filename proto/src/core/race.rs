@@ -27,7 +27,11 @@ pub(super) fn decide(cx: &mut Cx) -> Reason {
     let since = *cx.m.free_since.get_or_insert(cx.o.now);
     let Some(sample) = cx.sample() else {
         // No position, no candidacy; a silent server is no reason to demote it either.
-        return if cx.m.role == Some(PgRole::Primary) { blocked_primary(cx) } else { Reason::Starting };
+        return if cx.m.role == Some(PgRole::Primary) {
+            blocked_primary(cx)
+        } else {
+            Reason::Starting
+        };
     };
     if !sample.in_recovery {
         return primary(cx, sample);
@@ -58,7 +62,9 @@ pub(super) fn decide(cx: &mut Cx) -> Reason {
 
 fn not_allowed(cx: &mut Cx, why: &str) -> Reason {
     cx.m.rewind = cx.m.rewind.request();
-    Reason::NotAllowed { why: why.to_owned() }
+    Reason::NotAllowed {
+        why: why.to_owned(),
+    }
 }
 
 /// A silent primary whose lock is gone: it may come back to writing at any moment, so it goes.
@@ -66,12 +72,19 @@ fn blocked_primary(cx: &mut Cx) -> Reason {
     if cx.paused() {
         return Reason::PausedFree;
     }
-    stop_for(cx, StopReason::LostLock, StopMode::Immediate, Reason::NoLock)
+    stop_for(
+        cx,
+        StopReason::LostLock,
+        StopMode::Immediate,
+        Reason::NoLock,
+    )
 }
 
 /// A running primary takes a free lock if no newer timeline than its own is known (rules 4 and 5).
 fn primary(cx: &mut Cx, sample: &SqlSample) -> Reason {
-    let Some(view) = cx.view() else { return Reason::EtcdNeverRead };
+    let Some(view) = cx.view() else {
+        return Reason::EtcdNeverRead;
+    };
     let system = cx.o.postgres.control.as_ref().map(|c| c.system_id);
     let same_cluster = match (&view.initialize, system) {
         (Some(Initialize::System(cluster)), Some(ours)) => *cluster == ours,
@@ -85,19 +98,25 @@ fn primary(cx: &mut Cx, sample: &SqlSample) -> Reason {
     };
     if same_cluster && (up_to_date || cx.paused()) {
         claim(cx);
-        return Reason::Claim { verdict: Verdict::Best };
+        return Reason::Claim {
+            verdict: Verdict::Best,
+        };
     }
     if cx.paused() {
         return Reason::PausedFree;
     }
-    stop_for(cx, StopReason::LostLock, StopMode::Immediate, Reason::NoLock)
+    stop_for(
+        cx,
+        StopReason::LostLock,
+        StopMode::Immediate,
+        Reason::NoLock,
+    )
 }
 
 fn paused(cx: &mut Cx) -> Reason {
     let request = cx.view().and_then(|v| v.failover.as_ref());
-    let named = request.is_some_and(|r| {
-        r.candidate.as_ref() == Some(&cx.s.me) && r.scheduled_at.is_none()
-    });
+    let named =
+        request.is_some_and(|r| r.candidate.as_ref() == Some(&cx.s.me) && r.scheduled_at.is_none());
     if named && !cx.s.tags.nofailover() {
         claim(cx);
         return Reason::ClaimAsCandidate;
@@ -126,7 +145,9 @@ fn race_backoff(cx: &mut Cx, sample: &SqlSample) -> Option<Reason> {
 }
 
 fn contest(cx: &mut Cx, sample: &SqlSample, since: MonoTime) -> Reason {
-    let Some(view) = cx.view() else { return Reason::EtcdNeverRead };
+    let Some(view) = cx.view() else {
+        return Reason::EtcdNeverRead;
+    };
     let last = cx.m.last_locked.clone().unwrap_or_default();
     let none = BTreeMap::new();
     let race = race(cx, sample, &last, &none);
@@ -139,21 +160,30 @@ fn contest(cx: &mut Cx, sample: &SqlSample, since: MonoTime) -> Reason {
         return Reason::ClaimAsCandidate;
     }
     let peers = election::peers_to_ask(&race);
-    let again = cx.m.race_asked.filter(|at| *at >= since).map_or(since, |at| {
-        if cx.o.now.since(at) >= ASK_AGAIN { cx.o.now } else { at }
-    });
+    let again =
+        cx.m.race_asked
+            .filter(|at| *at >= since)
+            .map_or(since, |at| {
+                if cx.o.now.since(at) >= ASK_AGAIN {
+                    cx.o.now
+                } else {
+                    at
+                }
+            });
     if !lead::asked_since(cx, peers, again, ASK_LIMIT) {
         cx.m.race_asked = Some(again);
         return Reason::AskPeers;
     }
-    let answers: BTreeMap<MemberName, PeerAnswer> = cx
-        .o
-        .peers
-        .iter()
-        .filter(|(_, answer)| answer.asked_at >= since)
-        .map(|(name, answer)| (name.clone(), answer.clone()))
-        .collect();
-    let verdict = election::stand(&Race { answers: &answers, ..race });
+    let answers: BTreeMap<MemberName, PeerAnswer> =
+        cx.o.peers
+            .iter()
+            .filter(|(_, answer)| answer.asked_at >= since)
+            .map(|(name, answer)| (name.clone(), answer.clone()))
+            .collect();
+    let verdict = election::stand(&Race {
+        answers: &answers,
+        ..race
+    });
     settle(cx, since, verdict)
 }
 
@@ -187,13 +217,20 @@ fn settle(cx: &mut Cx, since: MonoTime, verdict: Verdict) -> Reason {
     cx.wake_in(ASK_AGAIN);
     if let Verdict::LeaveTo { candidate } = &verdict {
         if cx.o.now.since(since) < CANDIDATE_GRACE {
-            return Reason::LeaveToCandidate { candidate: candidate.clone() };
+            return Reason::LeaveToCandidate {
+                candidate: candidate.clone(),
+            };
         }
-        cx.log(LogLevel::Warning, format!("{candidate} does not take the lock that was left to it"));
+        cx.log(
+            LogLevel::Warning,
+            format!("{candidate} does not take the lock that was left to it"),
+        );
         if let Some(request) = cx.view().and_then(|v| v.failover.as_ref()) {
             cx.write(Task::Failover, txns::clear_failover(request));
         }
-        return Reason::LeaveToCandidate { candidate: candidate.clone() };
+        return Reason::LeaveToCandidate {
+            candidate: candidate.clone(),
+        };
     }
     follow::keep_source_while_free(cx);
     Reason::NotBest { verdict }
@@ -201,7 +238,9 @@ fn settle(cx: &mut Cx, since: MonoTime, verdict: Verdict) -> Reason {
 
 /// Orders the transaction that takes the lock.
 pub(super) fn claim(cx: &mut Cx) {
-    let Some(view) = cx.view().filter(|_| cx.o.dcs.confirmed) else { return };
+    let Some(view) = cx.view().filter(|_| cx.o.dcs.confirmed) else {
+        return;
+    };
     if cx.o.dcs.session.is_none() {
         return;
     }

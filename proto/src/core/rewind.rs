@@ -110,16 +110,30 @@ impl std::fmt::Display for Diverged {
                 write!(f, "we are on timeline {mine}, the leader is on {leader}")
             }
             Self::ForeignTimeline { mine, leader } => {
-                write!(f, "our timeline {mine} is no ancestor of the leader's {leader}")
+                write!(
+                    f,
+                    "our timeline {mine} is no ancestor of the leader's {leader}"
+                )
             }
             Self::SameNumber { timeline } => {
-                write!(f, "our timeline {timeline} is another branch with the leader's number")
+                write!(
+                    f,
+                    "our timeline {timeline} is another branch with the leader's number"
+                )
             }
-            Self::BeyondSwitch { timeline, lsn, switch } => write!(
+            Self::BeyondSwitch {
+                timeline,
+                lsn,
+                switch,
+            } => write!(
                 f,
                 "we have timeline {timeline} up to {lsn}, but it ended at {switch} for the leader"
             ),
-            Self::ShutdownElsewhere { timeline, end, switch } => write!(
+            Self::ShutdownElsewhere {
+                timeline,
+                end,
+                switch,
+            } => write!(
                 f,
                 "we shut down at {end} of timeline {timeline}, but it ended at {switch} for the leader"
             ),

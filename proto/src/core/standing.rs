@@ -40,7 +40,11 @@ pub(super) fn role(cx: &Cx) -> PgRole {
     if cx.o.postgres.data_dir == DataDir::Empty && !cx.alive() {
         return PgRole::Uninitialized;
     }
-    if let Some(job) = cx.o.job.as_ref().filter(|j| matches!(j.job, Job::Promote { .. })) {
+    if let Some(job) =
+        cx.o.job
+            .as_ref()
+            .filter(|j| matches!(j.job, Job::Promote { .. }))
+    {
         if job.phase == "promoting" {
             return PgRole::Promoted;
         }
@@ -64,7 +68,11 @@ pub(super) fn failsafe_active(cx: &Cx) -> bool {
 
 /// `replication_state`: `streaming`, `in archive recovery`, or nothing.
 pub fn replication_state(sample: &SqlSample) -> Option<&'static str> {
-    if sample.receiver.as_ref().is_some_and(|r| r.status == "streaming") {
+    if sample
+        .receiver
+        .as_ref()
+        .is_some_and(|r| r.status == "streaming")
+    {
         return Some("streaming");
     }
     (sample.in_recovery && sample.has_restore_command).then_some("in archive recovery")
@@ -74,7 +82,10 @@ pub fn replication_state(sample: &SqlSample) -> Option<&'static str> {
 pub fn scheduled_restart(restart: &ScheduledRestart) -> Value {
     let mut map = Map::new();
     map.insert("schedule".into(), json!(restart.schedule));
-    map.insert("postmaster_start_time".into(), json!(restart.postmaster_start_time));
+    map.insert(
+        "postmaster_start_time".into(),
+        json!(restart.postmaster_start_time),
+    );
     for (key, value) in &restart.raw {
         if key != "schedule" {
             map.insert(key.clone(), value.clone());

@@ -73,7 +73,11 @@ impl Tenure {
     /// Under a compatible lease: the granted length less [`COMPATIBLE_MARGIN`] (I3). The epoch is that
     /// of the last native tenure, so that it never goes back.
     pub fn compatible(session: &Session, epoch: Epoch) -> Self {
-        Self::new(epoch, session.sent_at, session.ttl.saturating_sub(COMPATIBLE_MARGIN))
+        Self::new(
+            epoch,
+            session.sent_at,
+            session.ttl.saturating_sub(COMPATIBLE_MARGIN),
+        )
     }
 
     /// Under a record lease: `D = first send + L`.
@@ -87,7 +91,11 @@ impl Tenure {
             Some(until) if until > self.deadline => {
                 let left = until.since(self.sent_at);
                 let reserve = (left / 5).min(Duration::from_secs(5));
-                Self { deadline: until, soft_deadline: until - reserve, ..self }
+                Self {
+                    deadline: until,
+                    soft_deadline: until - reserve,
+                    ..self
+                }
             }
             _ => self,
         }
@@ -96,16 +104,24 @@ impl Tenure {
 
 /// Whether the cluster leads by record.
 pub fn is_native(view: &ClusterView) -> bool {
-    view.record.as_ref().is_some_and(|entry| entry.record.state != RecordState::Compatible)
+    view.record
+        .as_ref()
+        .is_some_and(|entry| entry.record.state != RecordState::Compatible)
 }
 
 /// Judges the lock.
 pub fn lock(o: &Observation, m: &Memory, s: &Settings) -> Lock {
-    let Some(view) = &o.dcs.view else { return Lock::Unknown(Unknown::NeverRead) };
+    let Some(view) = &o.dcs.view else {
+        return Lock::Unknown(Unknown::NeverRead);
+    };
     if view.record_garbled {
         return Lock::Unknown(Unknown::RecordGarbled);
     }
-    let mine = if is_native(view) { own_record(o, view, s) } else { own_leader_key(o, view, s) };
+    let mine = if is_native(view) {
+        own_record(o, view, s)
+    } else {
+        own_leader_key(o, view, s)
+    };
     match mine {
         // Our own lease is a fact about our own clock: it holds while etcd is out of reach (rule 8 of
         // `safety.md` 1), and not a moment longer than its deadline.
@@ -131,8 +147,15 @@ pub fn lock(o: &Observation, m: &Memory, s: &Settings) -> Lock {
 
 fn own_leader_key(o: &Observation, view: &ClusterView, s: &Settings) -> Option<Tenure> {
     let leader = view.leader.as_ref().filter(|l| l.name == s.me)?;
-    let session = o.dcs.session.as_ref().filter(|session| session.id == leader.lease)?;
-    let epoch = view.record.as_ref().map_or(Epoch(0), |entry| entry.record.epoch);
+    let session = o
+        .dcs
+        .session
+        .as_ref()
+        .filter(|session| session.id == leader.lease)?;
+    let epoch = view
+        .record
+        .as_ref()
+        .map_or(Epoch(0), |entry| entry.record.epoch);
     Some(Tenure::compatible(session, epoch))
 }
 
@@ -149,12 +172,17 @@ fn own_record(o: &Observation, view: &ClusterView, s: &Settings) -> Option<Tenur
 
 /// A record that we do not hold: still to be waited for, or free.
 fn foreign_record(o: &Observation, view: &ClusterView, s: &Settings) -> Lock {
-    let Some(entry) = &view.record else { return Lock::Unknown(Unknown::RecordGarbled) };
+    let Some(entry) = &view.record else {
+        return Lock::Unknown(Unknown::RecordGarbled);
+    };
     let record = &entry.record;
     if record.state == RecordState::Released {
         return Lock::Free;
     }
-    if let Some(other) = view.leader_name().filter(|n| **n != record.owner && **n != s.me) {
+    if let Some(other) = view
+        .leader_name()
+        .filter(|n| **n != record.owner && **n != s.me)
+    {
         return Lock::Other(other.clone());
     }
     if record.owner == s.me {
@@ -167,7 +195,10 @@ fn foreign_record(o: &Observation, view: &ClusterView, s: &Settings) -> Lock {
     }
     // W counts from our own first sight of this revision, on our own clock; no etcd timing enters (S1).
     let wait = Duration::from_millis(record.w_ms.max(s.cluster.native.wait_ms));
-    let stood = o.dcs.record_seen.filter(|seen| seen.modified == entry.modified);
+    let stood = o
+        .dcs
+        .record_seen
+        .filter(|seen| seen.modified == entry.modified);
     match stood {
         Some(seen) if o.now.since(seen.since) >= wait => Lock::Free,
         _ => Lock::Other(record.owner.clone()),
@@ -177,7 +208,10 @@ fn foreign_record(o: &Observation, view: &ClusterView, s: &Settings) -> Lock {
 /// When the lock of another may become free without any event: the end of `W`.
 pub fn free_at(o: &Observation, s: &Settings) -> Option<MonoTime> {
     let entry = o.dcs.view.as_ref()?.record.as_ref()?;
-    let seen = o.dcs.record_seen.filter(|seen| seen.modified == entry.modified)?;
+    let seen = o
+        .dcs
+        .record_seen
+        .filter(|seen| seen.modified == entry.modified)?;
     let wait = Duration::from_millis(entry.record.w_ms.max(s.cluster.native.wait_ms));
     (entry.record.state == RecordState::Held).then(|| seen.since + wait)
 }

@@ -27,11 +27,19 @@ fn clear_request(view: &ClusterView, then: &mut Vec<Op>) {
 pub fn claim(view: &ClusterView, s: &Settings, session: &str, members: Vec<MemberName>) -> Txn {
     let mut then = vec![Op::put_leased(Key::Leader, me(s))];
     clear_request(view, &mut then);
-    let native = view.record.as_ref().filter(|e| e.record.state != RecordState::Compatible);
+    let native = view
+        .record
+        .as_ref()
+        .filter(|e| e.record.state != RecordState::Compatible);
     let Some(entry) = native else {
         return Txn::when(vec![Compare::Absent(Key::Leader)], then);
     };
-    let record = held(s, session, Epoch(entry.record.epoch.0.saturating_add(1)), members);
+    let record = held(
+        s,
+        session,
+        Epoch(entry.record.epoch.0.saturating_add(1)),
+        members,
+    );
     then.insert(0, Op::put(Key::Record, record.to_value()));
     Txn::when(vec![Compare::Unchanged(Key::Record, entry.modified)], then)
 }
@@ -47,10 +55,12 @@ pub fn fenced_claim(
     counted: &[MemberName],
 ) -> Option<Txn> {
     let mut txn = claim(view, s, session, members);
-    txn.when.push(Compare::Unchanged(Key::Sync, view.sync.modified?));
+    txn.when
+        .push(Compare::Unchanged(Key::Sync, view.sync.modified?));
     for name in counted {
         let fence = view.fences.get(name)?;
-        txn.when.push(Compare::Unchanged(Key::Fence(name.clone()), fence.modified));
+        txn.when
+            .push(Compare::Unchanged(Key::Fence(name.clone()), fence.modified));
     }
     Some(txn)
 }
@@ -87,8 +97,15 @@ pub fn go_native(
         ),
     };
     Txn::when(
-        vec![when, Compare::Value(Key::Leader, me(s)), Compare::OnLease(Key::Leader, lease)],
-        vec![Op::put(Key::Record, held(s, session, epoch, members).to_value())],
+        vec![
+            when,
+            Compare::Value(Key::Leader, me(s)),
+            Compare::OnLease(Key::Leader, lease),
+        ],
+        vec![Op::put(
+            Key::Record,
+            held(s, session, epoch, members).to_value(),
+        )],
     )
 }
 
@@ -96,7 +113,10 @@ pub fn go_native(
 /// revision at which the record stops counting, so that there is no moment without a lock.
 pub fn go_compatible(view: &ClusterView, s: &Settings) -> Option<Txn> {
     let entry = view.record.as_ref()?;
-    let record = LeaseRecord { state: RecordState::Compatible, ..entry.record.clone() };
+    let record = LeaseRecord {
+        state: RecordState::Compatible,
+        ..entry.record.clone()
+    };
     Some(Txn::when(
         vec![Compare::Unchanged(Key::Record, entry.modified)],
         vec![
@@ -119,7 +139,11 @@ pub fn inherit(s: &Settings) -> Txn {
 pub fn release(view: &ClusterView, s: &Settings, shutdown: Option<(Timeline, Lsn)>) -> Txn {
     let mut then = vec![Op::Delete(Key::Leader)];
     let mut when = vec![Compare::Value(Key::Leader, me(s))];
-    if let Some(entry) = view.record.as_ref().filter(|e| e.record.state == RecordState::Held) {
+    if let Some(entry) = view
+        .record
+        .as_ref()
+        .filter(|e| e.record.state == RecordState::Held)
+    {
         when = vec![Compare::Unchanged(Key::Record, entry.modified)];
         let record = LeaseRecord {
             state: RecordState::Released,
@@ -130,7 +154,10 @@ pub fn release(view: &ClusterView, s: &Settings, shutdown: Option<(Timeline, Lsn
         then.push(Op::put(Key::Record, record.to_value()));
     }
     if let Some((_, lsn)) = shutdown {
-        let status = StatusRecord { optime: Some(lsn), ..view.status.clone() };
+        let status = StatusRecord {
+            optime: Some(lsn),
+            ..view.status.clone()
+        };
         then.push(Op::put(Key::Status, status.to_value()));
     }
     Txn::when(when, then)
@@ -158,7 +185,10 @@ pub fn give_up_initialize() -> Txn {
 pub fn finish_bootstrap(s: &Settings, system: SystemId, config: &Map<String, Value>) -> Txn {
     let config = Value::Object(config.clone()).to_string();
     Txn::when(
-        vec![Compare::Value(Key::Initialize, String::new()), Compare::Absent(Key::Leader)],
+        vec![
+            Compare::Value(Key::Initialize, String::new()),
+            Compare::Absent(Key::Leader),
+        ],
         vec![
             Op::put(Key::Initialize, system.to_string()),
             Op::put(Key::Config, config),

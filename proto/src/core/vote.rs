@@ -56,7 +56,10 @@ pub fn not_applicable(cx_view: &ClusterView, s: &crate::config::Settings) -> Opt
     if !super::tenure::is_native(cx_view) {
         return Some("the cluster leads by /leader, since a member is not of our kind");
     }
-    let all = cx_view.members.values().all(|m| m.record.capabilities.is_some_and(|c| c.fence));
+    let all = cx_view
+        .members
+        .values()
+        .all(|m| m.record.capabilities.is_some_and(|c| c.fence));
     (!all).then_some("a member does not take part in fenced failover")
 }
 
@@ -71,14 +74,18 @@ fn promised(view: &ClusterView, epoch: Epoch) -> Vec<(&MemberName, crate::dcs::F
     // Every epoch promotes to a higher timeline, so a position on a later one is of a later epoch
     // (S4); within a timeline the primary's WAL is one line. The name only breaks ties.
     list.sort_by(|(a, pa), (b, pb)| {
-        (pb.timeline, pb.lsn).cmp(&(pa.timeline, pa.lsn)).then_with(|| a.cmp(b))
+        (pb.timeline, pb.lsn)
+            .cmp(&(pa.timeline, pa.lsn))
+            .then_with(|| a.cmp(b))
     });
     list
 }
 
 /// `|S| - k + 1`: one more than `quorum` in the key, where `quorum = |S| - k`.
 fn needed(view: &ClusterView) -> usize {
-    usize::try_from(view.sync.quorum).unwrap_or(usize::MAX).saturating_add(1)
+    usize::try_from(view.sync.quorum)
+        .unwrap_or(usize::MAX)
+        .saturating_add(1)
 }
 
 /// Called by a standby whose cluster has a leader other than itself.
@@ -117,7 +124,9 @@ fn note_epoch(cx: &mut Cx, entry: &RecordEntry, leader: &MemberName, sample: &Sq
         return;
     }
     let on_its_branch = cx.member(leader).is_some_and(|m| {
-        m.role.as_deref() == Some("primary") && m.timeline.is_some() && m.timeline == sample.timeline
+        m.role.as_deref() == Some("primary")
+            && m.timeline.is_some()
+            && m.timeline == sample.timeline
     });
     let streams = sample.receiver.as_ref().is_some_and(|r| {
         r.status == "streaming" && r.timeline.is_some() && r.timeline == sample.timeline
@@ -137,10 +146,16 @@ fn suspect(
     sample: &SqlSample,
 ) -> Option<Reason> {
     let limit = Duration::from_millis(cx.s.cluster.native.suspect_ms);
-    let seen = cx.o.dcs.record_seen.filter(|seen| seen.modified == entry.modified)?;
+    let seen =
+        cx.o.dcs
+            .record_seen
+            .filter(|seen| seen.modified == entry.modified)?;
     let silent = cx.o.now.since(seen.since);
     // A stream that broke in a partition is noticed by silence only, so look closely.
-    let streams = sample.receiver.as_ref().is_some_and(|r| r.status == "streaming");
+    let streams = sample
+        .receiver
+        .as_ref()
+        .is_some_and(|r| r.status == "streaming");
     if streams {
         cx.probe(Duration::from_millis(250));
     }
@@ -180,22 +195,34 @@ fn suspect(
         cx.m.suspicion.promised_at = Some(cx.o.now);
         cx.push(Action::Promise(entry.record.epoch));
     }
-    Some(Reason::Suspect { leader: leader.clone(), silent })
+    Some(Reason::Suspect {
+        leader: leader.clone(),
+        silent,
+    })
 }
 
 /// Our promise is on disk. Whether its key is in etcd yet, the view tells.
 fn promised_state(cx: &mut Cx, entry: &RecordEntry, leader: &MemberName) -> Reason {
-    let Some(view) = cx.view() else { return Reason::EtcdNeverRead };
+    let Some(view) = cx.view() else {
+        return Reason::EtcdNeverRead;
+    };
     let epoch = entry.record.epoch;
     cx.probe(Duration::from_millis(200));
     cx.wake_in(Duration::from_millis(200));
     let promised_at = *cx.m.suspicion.promised_at.get_or_insert(cx.o.now);
-    if !view.fences.get(&cx.s.me).is_some_and(|f| f.promise.epoch == epoch) {
+    if !view
+        .fences
+        .get(&cx.s.me)
+        .is_some_and(|f| f.promise.epoch == epoch)
+    {
         // An earlier life stored it and did not publish it, or the write is under way.
         if cx.may(Task::Fence) {
             cx.push(Action::Promise(epoch));
         }
-        return Reason::WaitPromises { have: 0, need: u32::try_from(needed(view)).unwrap_or(u32::MAX) };
+        return Reason::WaitPromises {
+            have: 0,
+            need: u32::try_from(needed(view)).unwrap_or(u32::MAX),
+        };
     }
     let all = promised(view, epoch);
     let need = needed(view);
@@ -209,8 +236,14 @@ fn promised_state(cx: &mut Cx, entry: &RecordEntry, leader: &MemberName) -> Reas
     let skip = usize::try_from(cx.o.now.since(quorum_since).as_millis() / BEST_GRACE.as_millis())
         .unwrap_or(0)
         .min(all.len() - need);
-    let set: Vec<MemberName> = all.iter().skip(skip).map(|(name, _)| (*name).clone()).collect();
-    let Some(best) = set.first() else { return Reason::EtcdNeverRead };
+    let set: Vec<MemberName> = all
+        .iter()
+        .skip(skip)
+        .map(|(name, _)| (*name).clone())
+        .collect();
+    let Some(best) = set.first() else {
+        return Reason::EtcdNeverRead;
+    };
     if *best != cx.s.me || cx.s.tags.nofailover() {
         return Reason::LeaveToPromised { best: best.clone() };
     }
@@ -218,7 +251,9 @@ fn promised_state(cx: &mut Cx, entry: &RecordEntry, leader: &MemberName) -> Reas
     if let Some(txn) = txns::fenced_claim(view, cx.s, &cx.o.guardian.session, members, &set) {
         cx.write(Task::Lock, txn);
     }
-    Reason::FencedClaim { epoch: Epoch(epoch.0.saturating_add(1)) }
+    Reason::FencedClaim {
+        epoch: Epoch(epoch.0.saturating_add(1)),
+    }
 }
 
 fn wait_or_withdraw(
@@ -229,13 +264,16 @@ fn wait_or_withdraw(
     need: usize,
     leader: &MemberName,
 ) -> Reason {
-    let renewed = cx.o.dcs.record_seen.is_some_and(|seen| {
-        seen.modified == entry.modified && seen.since > promised_at
-    });
+    let renewed =
+        cx.o.dcs
+            .record_seen
+            .is_some_and(|seen| seen.modified == entry.modified && seen.since > promised_at);
     if renewed && cx.o.now.since(promised_at) >= QUORUM_GRACE && cx.may(Task::Fence) {
         cx.m.suspicion = Suspicion::default();
         cx.push(Action::Withdraw(entry.record.epoch));
-        return Reason::Withdraw { why: format!("{leader} is alive and no quorum came together") };
+        return Reason::Withdraw {
+            why: format!("{leader} is alive and no quorum came together"),
+        };
     }
     Reason::WaitPromises {
         have: u32::try_from(have).unwrap_or(u32::MAX),
@@ -253,5 +291,7 @@ pub(super) fn withdraw_if_over(cx: &mut Cx, entry: &RecordEntry) -> Option<Reaso
     if cx.may(Task::Fence) {
         cx.push(Action::Withdraw(promised));
     }
-    Some(Reason::Withdraw { why: format!("epoch {} leads now", entry.record.epoch) })
+    Some(Reason::Withdraw {
+        why: format!("epoch {} leads now", entry.record.epoch),
+    })
 }

@@ -89,7 +89,11 @@ impl Keyspace {
     /// `/service/` mean the same.
     pub fn new(namespace: &str, scope: &str) -> Self {
         let mut prefix = String::from("/");
-        for part in namespace.split('/').chain(scope.split('/')).filter(|p| !p.is_empty()) {
+        for part in namespace
+            .split('/')
+            .chain(scope.split('/'))
+            .filter(|p| !p.is_empty())
+        {
             prefix.push_str(part);
             prefix.push('/');
         }
@@ -119,7 +123,10 @@ mod tests {
     #[test]
     fn slashes_collapse() {
         for namespace in ["service", "/service", "/service/", "//service//"] {
-            assert_eq!(Keyspace::new(namespace, "batman").prefix(), "/service/batman/");
+            assert_eq!(
+                Keyspace::new(namespace, "batman").prefix(),
+                "/service/batman/"
+            );
         }
     }
 

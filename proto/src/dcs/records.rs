@@ -225,7 +225,11 @@ impl MemberRecord {
             version: text(&map, "version"),
             proxy_url: text(&map, "proxy_url"),
             checkpoint_after_promote: map.get("checkpoint_after_promote").and_then(parse_bool),
-            tags: map.get("tags").and_then(Value::as_object).cloned().unwrap_or_default(),
+            tags: map
+                .get("tags")
+                .and_then(Value::as_object)
+                .cloned()
+                .unwrap_or_default(),
             pending_restart: flag("pending_restart"),
             pending_restart_reason: map.get("pending_restart_reason").cloned(),
             xlog_location: lsn(&map, "xlog_location"),
@@ -236,15 +240,22 @@ impl MemberRecord {
                 .and_then(|n| u32::try_from(n).ok())
                 .filter(|n| *n != 0)
                 .map(Timeline),
-            scheduled_restart: map.get("scheduled_restart").filter(|v| v.is_object()).cloned(),
+            scheduled_restart: map
+                .get("scheduled_restart")
+                .filter(|v| v.is_object())
+                .cloned(),
             pause: flag("pause"),
-            capabilities: map.get("garden").and_then(|v| Capabilities::deserialize(v).ok()),
+            capabilities: map
+                .get("garden")
+                .and_then(|v| Capabilities::deserialize(v).ok()),
         })
     }
 
     fn parse_legacy(value: &str) -> Self {
         let (url, query) = value.split_once('?').unwrap_or((value, ""));
-        let api = query.split('&').find_map(|p| p.strip_prefix("application_name="));
+        let api = query
+            .split('&')
+            .find_map(|p| p.strip_prefix("application_name="));
         Self {
             conn_url: Some(url.to_owned()),
             api_url: api.map(str::to_owned),
@@ -268,10 +279,22 @@ impl MemberRecord {
         put("role", text(&self.role));
         put("version", text(&self.version));
         put("proxy_url", text(&self.proxy_url));
-        put("checkpoint_after_promote", self.checkpoint_after_promote.map(Value::Bool));
-        put("tags", (!self.tags.is_empty()).then(|| Value::Object(self.tags.clone())));
-        put("pending_restart", self.pending_restart.then_some(Value::Bool(true)));
-        put("pending_restart_reason", self.pending_restart_reason.clone());
+        put(
+            "checkpoint_after_promote",
+            self.checkpoint_after_promote.map(Value::Bool),
+        );
+        put(
+            "tags",
+            (!self.tags.is_empty()).then(|| Value::Object(self.tags.clone())),
+        );
+        put(
+            "pending_restart",
+            self.pending_restart.then_some(Value::Bool(true)),
+        );
+        put(
+            "pending_restart_reason",
+            self.pending_restart_reason.clone(),
+        );
         put("xlog_location", position(self.xlog_location));
         put("replay_lsn", position(self.replay_lsn));
         put("receive_lsn", position(self.receive_lsn));
@@ -285,7 +308,9 @@ impl MemberRecord {
 
     /// The position with which it would stand for election.
     pub fn position(&self) -> Option<Lsn> {
-        self.xlog_location.max(self.receive_lsn).max(self.replay_lsn)
+        self.xlog_location
+            .max(self.receive_lsn)
+            .max(self.replay_lsn)
     }
 
     /// A tag, when it is set to something that is not null.
@@ -401,7 +426,11 @@ impl StatusRecord {
     /// Reads a value; a bare number is the legacy form, and `slots` may be text with JSON in it.
     pub fn parse(value: &str) -> Result<Self, String> {
         if let Ok(bare) = value.trim().parse::<u64>() {
-            return Ok(Self { present: true, optime: Lsn(bare).some(), ..Self::default() });
+            return Ok(Self {
+                present: true,
+                optime: Lsn(bare).some(),
+                ..Self::default()
+            });
         }
         let map = object(value)?;
         let nested = |key: &str| match map.get(key) {
@@ -409,18 +438,25 @@ impl StatusRecord {
             other => other.cloned(),
         };
         let slots = match nested("slots") {
-            Some(Value::Object(slots)) => {
-                slots.iter().filter_map(|(k, v)| Some((k.clone(), v.as_u64()?))).collect()
-            }
+            Some(Value::Object(slots)) => slots
+                .iter()
+                .filter_map(|(k, v)| Some((k.clone(), v.as_u64()?)))
+                .collect(),
             _ => BTreeMap::new(),
         };
         let retain_slots = match nested("retain_slots") {
-            Some(Value::Array(names)) => {
-                names.iter().filter_map(|n| n.as_str().map(str::to_owned)).collect()
-            }
+            Some(Value::Array(names)) => names
+                .iter()
+                .filter_map(|n| n.as_str().map(str::to_owned))
+                .collect(),
             _ => Vec::new(),
         };
-        Ok(Self { present: true, optime: lsn(&map, "optime"), slots, retain_slots })
+        Ok(Self {
+            present: true,
+            optime: lsn(&map, "optime"),
+            slots,
+            retain_slots,
+        })
     }
 
     /// The value to write.
@@ -482,7 +518,10 @@ impl HistoryRecord {
             .iter()
             .map(|row| line(row).ok_or_else(|| format!("not a history line: {row:?}")))
             .collect::<Result<_, _>>()?;
-        Ok(Self { present: true, lines })
+        Ok(Self {
+            present: true,
+            lines,
+        })
     }
 
     /// The value to write.
@@ -539,12 +578,18 @@ impl FailoverRecord {
     pub fn parse(value: &str, modified: Revision) -> Result<Option<Self>, String> {
         let name = |n: Option<String>| n.filter(|n| !n.is_empty()).map(MemberName::new);
         let (leader, candidate, scheduled) = match object(value) {
-            Ok(map) => {
-                (text(&map, "leader"), text(&map, "member"), text(&map, "scheduled_at"))
-            }
+            Ok(map) => (
+                text(&map, "leader"),
+                text(&map, "member"),
+                text(&map, "scheduled_at"),
+            ),
             Err(_) if !value.trim_start().starts_with(['{', '[', '"']) && value.contains(':') => {
                 let (leader, candidate) = value.split_once(':').unwrap_or_default();
-                (Some(leader.trim().to_owned()), Some(candidate.trim().to_owned()), None)
+                (
+                    Some(leader.trim().to_owned()),
+                    Some(candidate.trim().to_owned()),
+                    None,
+                )
             }
             Err(problem) => return Err(problem),
         };
@@ -552,10 +597,16 @@ impl FailoverRecord {
         if leader.is_none() && candidate.is_none() {
             return Ok(None);
         }
-        let scheduled_at = scheduled
-            .filter(|t| !t.is_empty())
-            .map(|text| Schedule { at: WallTime::parse(&text), text });
-        Ok(Some(Self { leader, candidate, scheduled_at, modified }))
+        let scheduled_at = scheduled.filter(|t| !t.is_empty()).map(|text| Schedule {
+            at: WallTime::parse(&text),
+            text,
+        });
+        Ok(Some(Self {
+            leader,
+            candidate,
+            scheduled_at,
+            modified,
+        }))
     }
 
     /// The value to write for a request.
@@ -600,13 +651,17 @@ impl SyncRecord {
     /// Reads a value.
     pub fn parse(value: &str, modified: Revision) -> Result<Self, String> {
         let map = object(value)?;
-        let leader = text(&map, "leader").filter(|l| !l.is_empty()).map(MemberName::new);
+        let leader = text(&map, "leader")
+            .filter(|l| !l.is_empty())
+            .map(MemberName::new);
         let mut standbys: Vec<String> = text(&map, "sync_standby")
             .map(|list| list.split(',').map(|n| n.trim().to_owned()).collect())
             .unwrap_or_default();
         standbys.retain(|name| !name.is_empty());
         standbys.sort();
-        let quorum = number(&map, "quorum").and_then(|q| u32::try_from(q).ok()).unwrap_or(0);
+        let quorum = number(&map, "quorum")
+            .and_then(|q| u32::try_from(q).ok())
+            .unwrap_or(0);
         let active = leader.is_some();
         Ok(Self {
             leader,
@@ -636,7 +691,11 @@ impl SyncRecord {
 
     /// Whether `name` is listed as a standby or keeps the key.
     pub fn involves(&self, name: &MemberName) -> bool {
-        self.lists(name) || self.leader.as_ref().is_some_and(|l| l.same_standby(name.as_str()))
+        self.lists(name)
+            || self
+                .leader
+                .as_ref()
+                .is_some_and(|l| l.same_standby(name.as_str()))
     }
 }
 
@@ -721,7 +780,10 @@ impl RecordEntry {
         let record: LeaseRecord =
             serde_json::from_str(value).map_err(|err| format!("expected a lease record: {err}"))?;
         if record.v != RECORD_VERSION {
-            return Err(format!("form {} of the lease record is not known here", record.v));
+            return Err(format!(
+                "form {} of the lease record is not known here",
+                record.v
+            ));
         }
         Ok(Self { record, modified })
     }
@@ -765,7 +827,10 @@ impl FenceEntry {
         let promise: FencePromise = serde_json::from_str(value)
             .map_err(|err| format!("expected a fence promise: {err}"))?;
         if promise.v != RECORD_VERSION {
-            return Err(format!("form {} of the fence promise is not known here", promise.v));
+            return Err(format!(
+                "form {} of the fence promise is not known here",
+                promise.v
+            ));
         }
         Ok(Self { promise, modified })
     }

@@ -50,12 +50,20 @@ pub enum Op {
 impl Op {
     /// A put that outlives every lease.
     pub fn put(key: Key, value: impl Into<String>) -> Self {
-        Self::Put { key, value: value.into(), lease: LeaseRef::None }
+        Self::Put {
+            key,
+            value: value.into(),
+            lease: LeaseRef::None,
+        }
     }
 
     /// A put on the writer's session lease.
     pub fn put_leased(key: Key, value: impl Into<String>) -> Self {
-        Self::Put { key, value: value.into(), lease: LeaseRef::Session }
+        Self::Put {
+            key,
+            value: value.into(),
+            lease: LeaseRef::Session,
+        }
     }
 
     /// The key that is written.
@@ -78,7 +86,10 @@ pub struct Txn {
 impl Txn {
     /// A transaction without conditions.
     pub fn always(then: Vec<Op>) -> Self {
-        Self { when: Vec::new(), then }
+        Self {
+            when: Vec::new(),
+            then,
+        }
     }
 
     /// A transaction with conditions.

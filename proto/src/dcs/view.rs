@@ -36,7 +36,10 @@ impl Snapshot {
     /// at once, and the watch brings them a second time.
     pub fn apply_put(&mut self, suffix: &str, entry: Entry) {
         self.revision = self.revision.max(entry.modified);
-        let newer = self.entries.get(suffix).is_none_or(|old| old.modified <= entry.modified);
+        let newer = self
+            .entries
+            .get(suffix)
+            .is_none_or(|old| old.modified <= entry.modified);
         if newer {
             self.entries.insert(suffix.to_owned(), entry);
         }
@@ -45,7 +48,11 @@ impl Snapshot {
     /// Applies a deletion at `revision`.
     pub fn apply_delete(&mut self, suffix: &str, revision: Revision) {
         self.revision = self.revision.max(revision);
-        if self.entries.get(suffix).is_some_and(|old| old.modified <= revision) {
+        if self
+            .entries
+            .get(suffix)
+            .is_some_and(|old| old.modified <= revision)
+        {
             self.entries.remove(suffix);
         }
     }
@@ -58,14 +65,25 @@ impl Snapshot {
             match op {
                 Op::Delete(_) => self.apply_delete(&suffix, revision),
                 Op::Put { value, lease, .. } => {
-                    let created = self.entries.get(&suffix).map_or(revision, |old| old.created);
+                    let created = self
+                        .entries
+                        .get(&suffix)
+                        .map_or(revision, |old| old.created);
                     let lease = match lease {
                         LeaseRef::None => LeaseId(0),
                         LeaseRef::Session => session,
                         LeaseRef::Other(id) => *id,
                     };
                     let value = value.clone();
-                    self.apply_put(&suffix, Entry { value, lease, created, modified: revision });
+                    self.apply_put(
+                        &suffix,
+                        Entry {
+                            value,
+                            lease,
+                            created,
+                            modified: revision,
+                        },
+                    );
                 }
             }
         }
@@ -78,7 +96,9 @@ impl Snapshot {
             Compare::Absent(key) => entry(key).is_none(),
             Compare::Present(key) => entry(key).is_some(),
             Compare::Value(key, value) => entry(key).is_some_and(|e| e.value == *value),
-            Compare::Unchanged(key, revision) => entry(key).is_some_and(|e| e.modified == *revision),
+            Compare::Unchanged(key, revision) => {
+                entry(key).is_some_and(|e| e.modified == *revision)
+            }
             Compare::OnLease(key, lease) => entry(key).is_some_and(|e| e.lease == *lease),
         }
     }
@@ -143,7 +163,9 @@ impl ClusterView {
         };
         let mut legacy_optime = None;
         for (suffix, entry) in &snapshot.entries {
-            let Some(key) = Key::parse(suffix) else { continue };
+            let Some(key) = Key::parse(suffix) else {
+                continue;
+            };
             let problem = view.read_entry(key, entry, &mut legacy_optime).err();
             view.garbled.extend(problem.map(|problem| Garbled {
                 key: suffix.clone(),
@@ -179,7 +201,14 @@ impl ClusterView {
                 let problem = parsed.as_ref().err().cloned();
                 let record = parsed.unwrap_or_default();
                 let (lease, modified) = (entry.lease, entry.modified);
-                self.members.insert(name, MemberEntry { record, lease, modified });
+                self.members.insert(
+                    name,
+                    MemberEntry {
+                        record,
+                        lease,
+                        modified,
+                    },
+                );
                 return problem.map_or(Ok(()), Err);
             }
             Key::Initialize => self.initialize = Some(Initialize::parse(value)),
@@ -209,7 +238,8 @@ impl ClusterView {
                 }
             },
             Key::Fence(name) => {
-                self.fences.insert(name, FenceEntry::parse(value, entry.modified)?);
+                self.fences
+                    .insert(name, FenceEntry::parse(value, entry.modified)?);
             }
         }
         Ok(())
@@ -227,6 +257,11 @@ impl ClusterView {
 
     /// Whether nothing at all is known of this cluster.
     pub fn is_empty(&self) -> bool {
-        *self == Self { cluster_id: self.cluster_id, revision: self.revision, ..Self::default() }
+        *self
+            == Self {
+                cluster_id: self.cluster_id,
+                revision: self.revision,
+                ..Self::default()
+            }
     }
 }

@@ -12,37 +12,73 @@ fn at(millis: u64) -> MonoTime {
 
 /// Both clocks show the same time.
 fn moment(millis: u64) -> Moment {
-    Moment { boot: at(millis), raw: at(millis) }
+    Moment {
+        boot: at(millis),
+        raw: at(millis),
+    }
 }
 
 #[test]
 fn table_of_transitions() {
     let mut clock = FenceClock::default();
     assert_eq!(clock.poll(moment(0)), Verdict::Idle);
-    assert_eq!(clock.arm(moment(100), Epoch(3), at(50)), Err(Refusal::Passed));
+    assert_eq!(
+        clock.arm(moment(100), Epoch(3), at(50)),
+        Err(Refusal::Passed)
+    );
     assert!(clock.arm(moment(100), Epoch(3), at(8100)).is_ok());
     assert_eq!(
         clock.poll(moment(100)),
-        Verdict::Wait { wake: ms(4000), backstop: ms(7360 + 40) }
+        Verdict::Wait {
+            wake: ms(4000),
+            backstop: ms(7360 + 40)
+        }
     );
-    let lower = Refusal::LowerEpoch { asked: Epoch(2), known: Epoch(3) };
+    let lower = Refusal::LowerEpoch {
+        asked: Epoch(2),
+        known: Epoch(3),
+    };
     assert_eq!(clock.arm(moment(200), Epoch(2), at(9000)), Err(lower));
     assert_eq!(clock.disarm(Epoch(2), Basis::InRecovery, true), Err(lower));
-    assert_eq!(clock.disarm(Epoch(3), Basis::Unknown, true), Err(Refusal::MayBeWritable));
-    assert_eq!(clock.armed(), Some(Armed { epoch: Epoch(3), deadline: at(8100) }));
+    assert_eq!(
+        clock.disarm(Epoch(3), Basis::Unknown, true),
+        Err(Refusal::MayBeWritable)
+    );
+    assert_eq!(
+        clock.armed(),
+        Some(Armed {
+            epoch: Epoch(3),
+            deadline: at(8100)
+        })
+    );
 
     assert_eq!(clock.disarm(Epoch(3), Basis::InRecovery, true), Ok(()));
     assert_eq!(clock.poll(moment(9000)), Verdict::Idle);
 
     assert!(clock.arm(moment(9000), Epoch(4), at(9100)).is_ok());
-    assert_eq!(clock.poll(moment(9099)), Verdict::Wait { wake: ms(1), backstop: ms(1) * 23 / 25 + ms(40) });
+    assert_eq!(
+        clock.poll(moment(9099)),
+        Verdict::Wait {
+            wake: ms(1),
+            backstop: ms(1) * 23 / 25 + ms(40)
+        }
+    );
     assert_eq!(clock.poll(moment(9100)), Verdict::Fence);
-    assert_eq!(clock.arm(moment(9100), Epoch(5), at(20_000)), Err(Refusal::Fencing));
-    assert_eq!(clock.disarm(Epoch(5), Basis::Paused, false), Err(Refusal::Fencing));
+    assert_eq!(
+        clock.arm(moment(9100), Epoch(5), at(20_000)),
+        Err(Refusal::Fencing)
+    );
+    assert_eq!(
+        clock.disarm(Epoch(5), Basis::Paused, false),
+        Err(Refusal::Fencing)
+    );
     assert_eq!(clock.poll(moment(9200)), Verdict::Fence);
     clock.emptied();
     assert_eq!(clock.poll(moment(9300)), Verdict::Idle);
-    assert!(clock.arm(moment(9300), Epoch(4), at(20_000)).is_ok(), "a late renewal is good again");
+    assert!(
+        clock.arm(moment(9300), Epoch(4), at(20_000)).is_ok(),
+        "a late renewal is good again"
+    );
 }
 
 #[test]
@@ -54,7 +90,11 @@ fn a_shortened_lease_ends_sooner() {
     let mut clock = FenceClock::default();
     assert!(clock.arm(moment(0), Epoch(1), at(8000)).is_ok());
     assert!(clock.arm(moment(4000), Epoch(1), at(3000)).is_ok());
-    assert_eq!(clock.poll(moment(4000)), Verdict::Fence, "its end has already passed");
+    assert_eq!(
+        clock.poll(moment(4000)),
+        Verdict::Fence,
+        "its end has already passed"
+    );
 }
 
 #[test]
@@ -62,8 +102,15 @@ fn a_compatible_lease_has_no_epoch_to_compare() {
     let mut clock = FenceClock::default();
     assert!(clock.arm(moment(0), Epoch(7), at(8000)).is_ok());
     assert!(clock.arm(moment(1), Epoch(0), at(30_000)).is_ok());
-    let lower = Refusal::LowerEpoch { asked: Epoch(6), known: Epoch(7) };
-    assert_eq!(clock.arm(moment(2), Epoch(6), at(30_000)), Err(lower), "the highest stays known");
+    let lower = Refusal::LowerEpoch {
+        asked: Epoch(6),
+        known: Epoch(7),
+    };
+    assert_eq!(
+        clock.arm(moment(2), Epoch(6), at(30_000)),
+        Err(lower),
+        "the highest stays known"
+    );
 }
 
 #[test]
@@ -71,9 +118,21 @@ fn the_clock_that_saw_more_time_pass_decides() {
     let mut clock = FenceClock::default();
     assert!(clock.arm(moment(0), Epoch(1), at(8000)).is_ok());
     let mut slewed = clock;
-    assert_eq!(slewed.poll(Moment { boot: at(7400), raw: at(8000) }), Verdict::Fence);
+    assert_eq!(
+        slewed.poll(Moment {
+            boot: at(7400),
+            raw: at(8000)
+        }),
+        Verdict::Fence
+    );
     let mut suspended = clock;
-    assert_eq!(suspended.poll(Moment { boot: at(8000), raw: at(10) }), Verdict::Fence);
+    assert_eq!(
+        suspended.poll(Moment {
+            boot: at(8000),
+            raw: at(10)
+        }),
+        Verdict::Fence
+    );
 }
 
 /// One step in the life of a guardian.
@@ -89,8 +148,11 @@ enum Step {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         (0u64..4, 0u64..9000).prop_map(|(epoch, ahead)| Step::Arm { epoch, ahead }),
-        (0u64..4, 0u8..3, any::<bool>())
-            .prop_map(|(epoch, basis, alive)| Step::Disarm { epoch, basis, alive }),
+        (0u64..4, 0u8..3, any::<bool>()).prop_map(|(epoch, basis, alive)| Step::Disarm {
+            epoch,
+            basis,
+            alive
+        }),
         Just(Step::Fence),
         Just(Step::Emptied),
         (0u64..4000, 0u64..4000).prop_map(|(boot, raw)| Step::Sleep { boot, raw }),
@@ -173,8 +235,14 @@ proptest! {
 
 #[test]
 fn messages_survive_the_wire() {
-    let armed = Armed { epoch: Epoch(5), deadline: at(77) };
-    let kept = Kept { session: "s".into(), blob: vec![1, 2, 3] };
+    let armed = Armed {
+        epoch: Epoch(5),
+        deadline: at(77),
+    };
+    let kept = Kept {
+        session: "s".into(),
+        blob: vec![1, 2, 3],
+    };
     let start = Start {
         argv: vec![b"/bin/postgres".to_vec(), b"-D".to_vec()],
         env: vec![(b"A".to_vec(), b"b=c".to_vec())],
@@ -188,7 +256,10 @@ fn messages_survive_the_wire() {
         Request::Adopt { pid: 4 },
         Request::Signal { signal: 2 },
         Request::Arm(armed),
-        Request::Disarm { epoch: Epoch(1), basis: Basis::Paused },
+        Request::Disarm {
+            epoch: Epoch(1),
+            basis: Basis::Paused,
+        },
         Request::Fence,
         Request::Keep(kept.clone()),
         Request::Leave,
@@ -221,10 +292,16 @@ fn messages_survive_the_wire() {
         Message::Refused { why: "no".into() },
         Message::Armed(armed),
         Message::Disarmed,
-        Message::Exited { pid: 3, status: Some(256) },
+        Message::Exited {
+            pid: 3,
+            status: Some(256),
+        },
         Message::Orphans { count: 2 },
         Message::Empty,
-        Message::Fenced { took: ms(12), count: 9 },
+        Message::Fenced {
+            took: ms(12),
+            count: 9,
+        },
         Message::Replaced,
         Message::Busy { pid: 5 },
     ];
@@ -232,6 +309,9 @@ fn messages_survive_the_wire() {
         assert_eq!(message.encode(id, &mut out), Ok(()));
         assert_eq!(Message::decode(&out), Ok((id, message)));
     }
-    let long = Request::Keep(Kept { session: String::new(), blob: vec![0; wire::MAX_MESSAGE] });
+    let long = Request::Keep(Kept {
+        session: String::new(),
+        blob: vec![0; wire::MAX_MESSAGE],
+    });
     assert_eq!(long.encode(1, &mut out), Err(wire::Malformed));
 }

@@ -241,13 +241,20 @@ impl<'a> Reader<'a> {
         Ok(Duration::from_nanos(self.u64()?))
     }
     fn armed(&mut self) -> Result<Armed, Malformed> {
-        Ok(Armed { epoch: Epoch(self.u64()?), deadline: MonoTime(self.u64()?) })
+        Ok(Armed {
+            epoch: Epoch(self.u64()?),
+            deadline: MonoTime(self.u64()?),
+        })
     }
     fn option<T>(
         &mut self,
         read: impl FnOnce(&mut Self) -> Result<T, Malformed>,
     ) -> Result<Option<T>, Malformed> {
-        if self.flag()? { read(self).map(Some) } else { Ok(None) }
+        if self.flag()? {
+            read(self).map(Some)
+        } else {
+            Ok(None)
+        }
     }
     fn list<T>(
         &mut self,
@@ -319,7 +326,11 @@ impl Request {
             }
             Self::Leave => w.open(10, id),
         }
-        if out.len() > MAX_MESSAGE { Err(Malformed) } else { Ok(()) }
+        if out.len() > MAX_MESSAGE {
+            Err(Malformed)
+        } else {
+            Ok(())
+        }
     }
 
     /// Reads a message and its id.
@@ -331,7 +342,9 @@ impl Request {
         let tag = r.u8()?;
         let id = r.u32()?;
         let request = match tag {
-            1 => Self::Hello { version: u16::try_from(r.u32()?).map_err(|_| Malformed)? },
+            1 => Self::Hello {
+                version: u16::try_from(r.u32()?).map_err(|_| Malformed)?,
+            },
             2 => Self::Heartbeat,
             3 => Self::Start(Start {
                 argv: r.list(Reader::bytes)?,
@@ -352,7 +365,10 @@ impl Request {
                 },
             },
             8 => Self::Fence,
-            9 => Self::Keep(Kept { session: r.text()?, blob: r.bytes()? }),
+            9 => Self::Keep(Kept {
+                session: r.text()?,
+                blob: r.bytes()?,
+            }),
             10 => Self::Leave,
             _ => return Err(Malformed),
         };
@@ -408,7 +424,11 @@ impl Message {
                 w.i32(*pid);
             }
         }
-        if out.len() > MAX_MESSAGE { Err(Malformed) } else { Ok(()) }
+        if out.len() > MAX_MESSAGE {
+            Err(Malformed)
+        } else {
+            Ok(())
+        }
     }
 
     /// Reads a message and its id.
@@ -427,10 +447,16 @@ impl Message {
             5 => Self::Refused { why: r.text()? },
             6 => Self::Armed(r.armed()?),
             7 => Self::Disarmed,
-            8 => Self::Exited { pid: r.i32()?, status: r.option(Reader::i32)? },
+            8 => Self::Exited {
+                pid: r.i32()?,
+                status: r.option(Reader::i32)?,
+            },
             9 => Self::Orphans { count: r.u32()? },
             10 => Self::Empty,
-            11 => Self::Fenced { took: r.duration()?, count: r.u32()? },
+            11 => Self::Fenced {
+                took: r.duration()?,
+                count: r.u32()?,
+            },
             12 => Self::Replaced,
             13 => Self::Busy { pid: r.i32()? },
             _ => return Err(Malformed),
@@ -467,7 +493,12 @@ impl Greeting {
             fit: r.flag()?,
             measured: r.duration()?,
             method: r.text()?,
-            kept: r.option(|r| Ok(Kept { session: r.text()?, blob: r.bytes()? }))?,
+            kept: r.option(|r| {
+                Ok(Kept {
+                    session: r.text()?,
+                    blob: r.bytes()?,
+                })
+            })?,
         })
     }
 }

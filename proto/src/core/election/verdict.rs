@@ -94,10 +94,16 @@ impl std::fmt::Display for Verdict {
             Self::NotSynchronous => f.write_str("I am not named in the sync key"),
             Self::Paused => f.write_str("the cluster is paused"),
             Self::Lagging { behind, limit } => {
-                write!(f, "I am {behind} bytes behind, more than the {limit} that are allowed")
+                write!(
+                    f,
+                    "I am {behind} bytes behind, more than the {limit} that are allowed"
+                )
             }
             Self::OldTimeline { mine, cluster } => match mine {
-                Some(mine) => write!(f, "my timeline {mine} is older than the cluster's {cluster}"),
+                Some(mine) => write!(
+                    f,
+                    "my timeline {mine} is older than the cluster's {cluster}"
+                ),
                 None => write!(f, "my timeline is not known, the cluster's is {cluster}"),
             },
             Self::PeerIsPrimary { peer } => write!(f, "{peer} is running as a primary"),
@@ -113,7 +119,10 @@ impl std::fmt::Display for Verdict {
                  while this node has priority {mine}"
             ),
             Self::NotEnoughVotes { have, need } => {
-                write!(f, "only {have} of {need} other voters confirmed my position")
+                write!(
+                    f,
+                    "only {have} of {need} other voters confirmed my position"
+                )
             }
             Self::LeaveTo { candidate } => write!(f, "{candidate} is the candidate of the request"),
             Self::SteppingDown { .. } => f.write_str("the request wants me to step down"),
