@@ -64,6 +64,16 @@ impl Builder {
         Ok(Self::new(Binaries::find()?))
     }
 
+    /// For stories that wait for leases: the shortest lease that Patroni's rules allow, and cycles that
+    /// fit into it.
+    pub fn quick(self) -> Self {
+        self.configure(|settings| {
+            settings.ttl = 20;
+            settings.loop_wait = 2;
+            settings.retry_timeout = 5;
+        })
+    }
+
     /// Number of members.
     pub fn members(mut self, members: u16) -> Self {
         self.members = members;
@@ -147,7 +157,6 @@ impl Builder {
             members,
             etcds,
             haproxy,
-            user,
             synchronous,
             janitor: Mutex::new(janitor),
             commands: AtomicU32::new(0),
@@ -204,7 +213,6 @@ pub struct Cluster {
     members: Vec<Member>,
     etcds: Vec<Etcd>,
     haproxy: Haproxy,
-    user: Option<User>,
     synchronous: Value,
     janitor: Mutex<Janitor>,
     commands: AtomicU32,
@@ -430,17 +438,18 @@ impl Cluster {
         let config = self.member(0)?.config.clone().into_os_string();
         let mut all = vec!["-c".into(), config];
         all.extend(args.iter().map(Into::into));
-        let (program, user) = (program.to_owned(), self.user.clone());
+        // As the harness's own user: a tool below somebody's home need not be copied for it.
+        let program = program.to_owned();
         let task = tokio::task::spawn_blocking(move || {
             let env = BTreeMap::from([("HOME".to_owned(), home.display().to_string())]);
-            let (user, cwd) = (user.as_ref(), home.as_path());
+            let cwd = home.as_path();
             let launch = Launch {
                 program: &program,
                 args: all,
                 env,
                 cwd,
                 log: &log,
-                user,
+                user: None,
             };
             process::run(&launch, CTL_LIMIT)
         });

@@ -15,8 +15,6 @@ use std::time::{Duration, Instant};
 pub const PREFIX: &str = "garden-demo-";
 /// While something takes long, a line says so this often.
 const STILL: Duration = Duration::from_secs(5);
-/// The cluster is at rest and writes go on for this long before the next event.
-const BETWEEN: Duration = Duration::from_secs(2);
 /// Lines of `gardenctl timeline` that are shown for an event.
 const PHASE_LINES_MAX: usize = 12;
 
@@ -169,11 +167,9 @@ impl Demo {
             .await
     }
 
-    /// Lets rows be written, and waits until the cluster can bear the next event: right after a crash
-    /// recovery, say, the standbys are not synchronous yet, and losing the primary then would leave
-    /// nobody who may lead.
+    /// Lets rows be written, and waits until the cluster can bear the next event.
     async fn breathe(&mut self) -> Result<()> {
-        let steady = self.cluster.steady(BETWEEN, steps::SETTLE_LIMIT);
+        let steady = self.cluster.steady(steps::REST, steps::SETTLE_LIMIT);
         self.settled = self.progress.during(&self.cluster, steady).await?;
         Ok(())
     }

@@ -14,6 +14,10 @@ pub const BOOTSTRAP_LIMIT: Duration = Duration::from_secs(180);
 /// rewind or a new clone, on a busy machine.
 pub const SETTLE_LIMIT: Duration = Duration::from_secs(180);
 
+/// A cluster that has not changed for this long can bear the next event: right after a crash recovery,
+/// say, no standby is synchronous yet, and losing the primary then would leave nobody who may lead.
+pub const REST: Duration = Duration::from_secs(2);
+
 /// What one event cost, as the writer saw it.
 #[derive(Clone, Debug)]
 pub struct Measured {

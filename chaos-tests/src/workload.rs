@@ -256,6 +256,14 @@ pub(crate) async fn connect(port: u16, limit: Duration) -> Result<(Client, Arc<A
     Ok((client, warned))
 }
 
+/// A session as superuser for what a story does itself.
+///
+/// # Errors
+/// When the server does not take it.
+pub async fn client(port: u16) -> Result<Client> {
+    Ok(connect(port, CONNECT_LIMIT_MAX).await?.0)
+}
+
 /// Who streams from this server: name, and whether commits wait for it.
 ///
 /// # Errors
