@@ -29,6 +29,7 @@
 //! Reading order: [`cluster`], [`member`], [`fault`], [`workload`], [`checker`], then the servers
 //! ([`etcd`], [`haproxy`]) and what keeps the machine clean ([`process`], [`janitor`]).
 
+pub mod bench;
 pub mod binaries;
 pub mod checker;
 pub mod cluster;

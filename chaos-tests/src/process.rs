@@ -26,6 +26,9 @@ const REAP: Duration = Duration::from_millis(50);
 /// A sweep gives up after this time; a process in uninterruptible sleep is the only reason.
 const SWEEP_LIMIT: Duration = Duration::from_secs(15);
 
+/// Length of the ticks in `/proc/PID/stat`; Linux has had 100 per second everywhere for decades.
+const TICK_MS: u64 = 10;
+
 /// Direct children, which [`Process`] waits for itself.
 static OWN: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 
@@ -227,6 +230,26 @@ pub fn stat(pid: i32) -> Option<(char, i32)> {
 /// Whether the process exists and is not a zombie.
 pub fn alive(pid: i32) -> bool {
     stat(pid).is_some_and(|(state, _)| state != 'Z')
+}
+
+/// CPU time that a process and its threads have used, user and system.
+pub fn cpu_time(pid: i32) -> Option<Duration> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // utime and stime are fields 14 and 15; the first after the name is the third.
+    let mut fields = text
+        .get(text.rfind(')')? + 1..)?
+        .split_whitespace()
+        .skip(11);
+    let ticks: u64 = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
+    Some(Duration::from_millis(ticks * TICK_MS))
+}
+
+/// Resident memory of a process in MiB.
+pub fn resident_mib(pid: i32) -> Option<f64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u32 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(f64::from(kib) / 1024.0)
 }
 
 /// Arguments of a process.
