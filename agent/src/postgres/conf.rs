@@ -348,45 +348,6 @@ fn write_signal_files(pg: &PostgresConfig, state: &ConfState) -> Result<bool, Co
     Ok(changed)
 }
 
-/// The files whose copies outlive a clone that does not copy them, with their places.
-fn backed_up(pg: &PostgresConfig) -> Vec<(PathBuf, PathBuf)> {
-    let names =
-        [format!("{}.conf", pg.config_base_name), base_name(pg), "pg_hba.conf".into(), "pg_ident.conf".into()];
-    names
-        .iter()
-        .map(|name| (pg.config_dir.join(name), pg.data_dir.join(format!("{name}.backup"))))
-        .collect()
-}
-
-/// Copies the configuration files to `*.backup` in PGDATA, so that a clone from this member has them
-/// even where they live elsewhere. Blocks.
-pub fn save_backups(pg: &PostgresConfig) -> Result<(), ConfError> {
-    for (file, backup) in backed_up(pg) {
-        let Some(content) = read_small(&file).map_err(at("read", &file))? else { continue };
-        let old = read_small(&backup).map_err(at("read", &backup))?;
-        if old.as_deref() != Some(content.as_slice()) {
-            write_durably(&backup, &content, file_mode(&pg.data_dir)).map_err(at("write", &backup))?;
-        }
-    }
-    Ok(())
-}
-
-/// After a clone: puts back configuration files that are missing. A missing `pg_ident.conf` becomes an
-/// empty one, without which PostgreSQL warns at every start. Blocks.
-pub fn restore_backups(pg: &PostgresConfig) -> Result<(), ConfError> {
-    for (file, backup) in backed_up(pg) {
-        if file.exists() {
-            continue;
-        }
-        let content = read_small(&backup).map_err(at("read", &backup))?;
-        let needed = content.or_else(|| file.ends_with("pg_ident.conf").then(Vec::new));
-        if let Some(content) = needed {
-            write_durably(&file, &content, mode_for(pg, &file)).map_err(at("write", &file))?;
-        }
-    }
-    Ok(())
-}
-
 /// How the wanted settings differ from those of the running server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {

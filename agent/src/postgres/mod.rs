@@ -36,6 +36,7 @@ mod callbacks;
 mod clone;
 mod driver;
 mod follow;
+mod monitor;
 mod promise;
 mod promote;
 mod rewind;

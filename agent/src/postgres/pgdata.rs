@@ -271,6 +271,11 @@ pub fn has_signal_file(dir: &Path) -> bool {
     dir.join("standby.signal").exists() || dir.join("recovery.signal").exists()
 }
 
+/// Whether [`mark_unfinished`] holds, as opposed to other signs of interrupted work.
+pub fn is_marked_unfinished(dir: &Path) -> bool {
+    dir.join(UNFINISHED_FILE).exists()
+}
+
 /// Marks the directory as not to be started, before work that leaves it broken when interrupted (S18).
 pub fn mark_unfinished(dir: &Path, what: &str) -> io::Result<()> {
     write_durably(&dir.join(UNFINISHED_FILE), what.as_bytes(), file_mode(dir))
