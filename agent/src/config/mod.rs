@@ -8,6 +8,7 @@ pub mod cache;
 mod effective;
 pub mod env;
 pub mod error;
+pub mod generate;
 mod known;
 mod local;
 pub mod merge;

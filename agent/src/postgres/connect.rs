@@ -102,6 +102,32 @@ pub async fn superuser_to(
     first_of(&addresses, &session).await
 }
 
+/// A session with a server that no configuration describes yet, for `--generate-config`. Each host is a
+/// name, an address or the directory of a socket; none means the usual directories.
+pub async fn direct(
+    hosts: &[String],
+    port: u16,
+    database: &str,
+    credentials: &Credentials,
+) -> Result<Client, ConnectError> {
+    let addresses: Vec<Address> = match hosts {
+        [] => target::default_socket_dirs(None)
+            .into_iter()
+            .map(|dir| Address::Socket(dir, port))
+            .collect(),
+        hosts => hosts
+            .iter()
+            .map(|host| match host.strip_prefix('/') {
+                Some(_) => Address::Socket(PathBuf::from(host), port),
+                None => Address::Tcp(host.clone(), port),
+            })
+            .collect(),
+    };
+    let application_name = "garden-agent";
+    let session = Session { database, application_name, credentials, kind: SessionKind::Plain };
+    first_of(&addresses, &session).await
+}
+
 /// A session with another server, in the configured database.
 pub async fn remote(
     ctx: &PgContext,

@@ -72,7 +72,7 @@ fn configured_socket_dirs(pg: &PostgresConfig) -> Option<Vec<PathBuf>> {
     Some(list.split(',').map(|dir| PathBuf::from(dir.trim().trim_matches('"'))).collect())
 }
 
-fn default_socket_dirs(running: Option<String>) -> Vec<PathBuf> {
+pub(super) fn default_socket_dirs(running: Option<String>) -> Vec<PathBuf> {
     let running = running.map(PathBuf::from).filter(|dir| dir.is_absolute());
     let mut dirs: Vec<PathBuf> = running.into_iter().collect();
     dirs.extend(DEFAULT_SOCKET_DIRS.iter().map(PathBuf::from).filter(|dir| dir.is_dir()));

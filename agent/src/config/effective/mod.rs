@@ -14,6 +14,9 @@ mod postgres;
 mod read;
 mod sections;
 
+pub(super) use etcd::percent_decode;
+pub(super) use parameters::{CONTROLLED, Rule};
+
 use super::error::ConfigError;
 use super::source::Origins;
 use super::value::{python_int, python_text};
