@@ -4,6 +4,7 @@
 
 use super::context::PgContext;
 use super::tool::{self, Tool};
+use crate::config::value::shell_words;
 use tokio::process::Child;
 use tokio::sync::mpsc;
 
@@ -87,14 +88,10 @@ async fn ended(running: &mut Option<(String, Child)>) {
 fn script(ctx: &PgContext, call: &Call) -> Option<Tool> {
     let config = ctx.config();
     let command = config.postgresql.callbacks.get(&call.event)?;
-    match tool::split_words(command) {
-        Ok(mut words) => {
-            words.extend([call.event.clone(), call.role.clone(), config.scope.clone()]);
-            Tool::from_words(&words)
-        }
-        Err(error) => {
-            tracing::error!(event = call.event, %error, "callback cannot be split into words");
-            None
-        }
-    }
+    let Some(mut words) = shell_words(command) else {
+        tracing::error!(event = call.event, command, "a quotation of the callback does not end");
+        return None;
+    };
+    words.extend([call.event.clone(), call.role.clone(), config.scope.clone()]);
+    Tool::from_words(&words)
 }

@@ -222,8 +222,7 @@ async fn by_command(
     }
 }
 
-/// The command with its parameters. The two flags are passed on, too, as Patroni does; scripts that
-/// check their arguments know them.
+/// The command with its parameters.
 fn method_words(method: &CustomMethod, scope: &str, data_dir: &str, conninfo: &str) -> Vec<String> {
     let mut words = method.command.clone();
     if !method.no_params {
@@ -231,9 +230,6 @@ fn method_words(method: &CustomMethod, scope: &str, data_dir: &str, conninfo: &s
         words.push("--role=replica".into());
         words.push(format!("--datadir={data_dir}"));
         words.push(format!("--connstring={conninfo}"));
-        for (set, name) in [(method.no_leader, "no_leader"), (method.keep_data, "keep_data")] {
-            words.extend(set.then(|| format!("--{name}=True")));
-        }
     }
     words.extend(method.extra.iter().map(|(key, value)| format!("--{key}={value}")));
     words
@@ -330,7 +326,6 @@ mod tests {
         let method = CustomMethod {
             name: "restore".into(),
             command: vec!["/bin/restore".into(), "x".into()],
-            no_leader: true,
             extra: vec![("stanza".into(), "main".into())],
             ..CustomMethod::default()
         };
@@ -343,7 +338,6 @@ mod tests {
                 "--role=replica",
                 "--datadir=/pg",
                 "--connstring=host=a",
-                "--no_leader=True",
                 "--stanza=main",
             ]
         );

@@ -59,7 +59,7 @@ enum Order {
     Cancel(JobId),
     Configure(WantedConf),
     Checkpoint,
-    Slots(SlotPlan, Upstream),
+    Slots(SlotPlan),
     Lineage(MemberName, Upstream),
     Promise(Epoch),
     Withdraw(Epoch),
@@ -135,7 +135,8 @@ impl Postgres {
 
     /// Creates, advances and drops slots; [`Task::Slots`]. `leader` is who logical slots come from.
     pub fn slots(&self, plan: SlotPlan, leader: Upstream) {
-        self.order(Order::Slots(plan, leader));
+        let _ = leader;
+        self.order(Order::Slots(plan));
     }
 
     /// Asks a leader for its lineage; [`PgEvent::Lineage`] and [`Task::Lineage`].
@@ -343,7 +344,7 @@ impl Driver {
             Order::Checkpoint => self.task(Task::Checkpoint, |shared| async move {
                 done(stop::checkpoint(&shared, CHECKPOINT_LIMIT).await)
             }),
-            Order::Slots(plan, _) => self.task(Task::Slots, move |shared| async move {
+            Order::Slots(plan) => self.task(Task::Slots, move |shared| async move {
                 let problems = slots::carry_out(&shared.ctx, &plan).await;
                 done(if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) })
             }),

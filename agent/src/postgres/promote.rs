@@ -3,7 +3,8 @@
 
 use super::connect;
 use super::shared::{JobCx, JobError, ProcessSet, chain};
-use super::tool::{self, Tool};
+use super::tool::Tool;
+use crate::config::value::shell_words;
 use nix::sys::signal::Signal;
 use proto::core::job::{Failure, JobEnd};
 use std::time::Duration;
@@ -39,7 +40,8 @@ async fn pre_promote(job: &JobCx) -> Result<(), JobError> {
     let Some(command) = &config.postgresql.pre_promote else { return Ok(()) };
     job.phase("pre_promote").await;
     let refused = |why: String| JobError::Failed(Failure::PrePromote(why));
-    let words = tool::split_words(command).map_err(|err| refused(err.to_string()))?;
+    let open_quote = || refused(format!("a quotation does not end: {command}"));
+    let words = shell_words(command).ok_or_else(open_quote)?;
     let Some(script) = Tool::from_words(&words) else { return Ok(()) };
     match job.tool(script.limit(PRE_PROMOTE_LIMIT)).await {
         Ok(_) => Ok(()),

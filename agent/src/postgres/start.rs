@@ -5,7 +5,7 @@ use super::connect::{self, ConnectError};
 use super::conf::{self, ConfState};
 use super::pgdata;
 use super::shared::{JobCx, JobError, POLL, ProcessSet, chain};
-use super::tool;
+use crate::config::env;
 use nix::sys::signal::Signal;
 use proto::core::job::{Failure, JobEnd, Upstream};
 use proto::core::observation::DataDir;
@@ -114,7 +114,7 @@ async fn ready_to_start(job: &JobCx) -> Result<(), JobError> {
 /// another process, as happens in containers, would keep PostgreSQL from starting; it ignores the one
 /// named by `PG_GRANDPARENT_PID` (PostgreSQL source, `CreateLockFile`).
 fn postmaster_environment(job: &JobCx) -> Vec<(OsString, OsString)> {
-    let mut env = tool::child_environment();
+    let mut env = env::postmaster_env();
     let dir = job.ctx().data_dir();
     let stale = pgdata::read_postmaster_pid(&dir).ok().flatten();
     if let Some(stale) = stale.filter(|_| pgdata::running_postmaster(&dir).is_none()) {

@@ -5,7 +5,8 @@ use super::connect;
 use super::controldata;
 use super::pgdata;
 use super::shared::{JobCx, JobError, ProcessSet, Shared, chain};
-use super::tool::{self, Tool};
+use super::tool::Tool;
+use crate::config::value::shell_words;
 use nix::sys::signal::Signal;
 use proto::core::job::{JobEnd, StopMode};
 use proto::core::observation::ControlState;
@@ -131,7 +132,7 @@ async fn before_stop(job: &JobCx) -> Result<(), JobError> {
     let config = job.ctx().config();
     let Some(command) = &config.postgresql.before_stop else { return Ok(()) };
     job.phase("before_stop").await;
-    let words = tool::split_words(command).unwrap_or_default();
+    let words = shell_words(command).unwrap_or_default();
     let Some(script) = Tool::from_words(&words) else { return Ok(()) };
     match job.tool(script.limit(config.postgresql.pg_ctl_timeout)).await {
         Ok(_) => {}

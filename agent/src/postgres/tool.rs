@@ -2,11 +2,11 @@
 //!
 //! Each child leads a process group of its own, so that it can be ended with everything that it
 //! started; its output is captured up to a limit; and its environment holds nothing that was meant for
-//! the agent alone (`configuration.md` 4.1).
+//! the agent alone ([`env::child_env`]).
 
-use std::ffi::{OsStr, OsString};
+use crate::config::env;
+use std::ffi::OsString;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -33,7 +33,7 @@ pub struct Tool {
     pub program: OsString,
     /// Its arguments.
     pub args: Vec<OsString>,
-    /// Added to what [`child_environment`] lets through.
+    /// Added to [`env::child_env`].
     pub env: Vec<(OsString, OsString)>,
     /// Killed after it. `None` for work whose length depends on the amount of data; that is bounded by
     /// cancelling it.
@@ -57,7 +57,7 @@ impl Tool {
         }
     }
 
-    /// From words as [`split_words`] gives them; `None` without any.
+    /// From a split command; `None` without any word.
     pub fn from_words(words: &[String]) -> Option<Self> {
         let (program, args) = words.split_first()?;
         Some(Self::new(program, args))
@@ -101,7 +101,7 @@ impl Tool {
     /// The command: own process group, empty input, clean environment.
     pub(super) fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
-        command.args(&self.args).env_clear().envs(child_environment());
+        command.args(&self.args).env_clear().envs(env::child_env());
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).process_group(0);
         if let Some(cwd) = &self.cwd {
@@ -290,7 +290,7 @@ pub(super) fn kill_group(child: &Child) {
 /// Reads a stream to its end and keeps the last [`OUTPUT_LIMIT`] bytes.
 async fn tail<R: AsyncRead + Unpin>(stream: &mut Option<R>, kept: &mut Vec<u8>) {
     let Some(stream) = stream else { return };
-    let mut chunk = [0_u8; 8192];
+    let mut chunk = vec![0_u8; 8192];
     while let Ok(n) = stream.read(&mut chunk).await {
         if n == 0 {
             return;
@@ -300,72 +300,6 @@ async fn tail<R: AsyncRead + Unpin>(stream: &mut Option<R>, kept: &mut Vec<u8>) 
             kept.drain(..kept.len() - OUTPUT_LIMIT);
         }
     }
-}
-
-/// The environment for every child: the agent's own without `PATRONI_*`, `KUBERNETES_*` and
-/// `NOTIFY_SOCKET`; `PG_MALLOC_ARENA_MAX`, when set, becomes `MALLOC_ARENA_MAX`
-/// (`configuration.md` 4.1).
-pub fn child_environment() -> Vec<(OsString, OsString)> {
-    filtered(std::env::vars_os())
-}
-
-fn filtered(vars: impl Iterator<Item = (OsString, OsString)>) -> Vec<(OsString, OsString)> {
-    let private = |name: &OsStr| {
-        let name = name.as_bytes();
-        name.starts_with(b"PATRONI_") || name.starts_with(b"KUBERNETES_") || name == b"NOTIFY_SOCKET"
-    };
-    let mut kept: Vec<_> = vars.filter(|(name, _)| !private(name)).collect();
-    let arenas = kept.iter().find(|(name, _)| name == "PG_MALLOC_ARENA_MAX").cloned();
-    if let Some((_, value)) = arenas {
-        kept.retain(|(name, _)| name != "MALLOC_ARENA_MAX" && name != "PG_MALLOC_ARENA_MAX");
-        kept.push(("MALLOC_ARENA_MAX".into(), value));
-    }
-    kept
-}
-
-/// A command line that cannot be split.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a quotation does not end")]
-pub struct OpenQuote;
-
-/// Splits a command as a shell would, without expanding anything: blanks separate, single quotes keep
-/// everything, double quotes keep all but `\"`, `\\`, `\$` and `` \` ``, a backslash keeps the next
-/// character.
-pub fn split_words(line: &str) -> Result<Vec<String>, OpenQuote> {
-    let mut words = Vec::new();
-    let mut word: Option<String> = None;
-    let mut chars = line.chars();
-    while let Some(c) = chars.next() {
-        match c {
-            c if c.is_ascii_whitespace() => words.extend(word.take()),
-            '\'' => {
-                let word = word.get_or_insert_default();
-                loop {
-                    match chars.next().ok_or(OpenQuote)? {
-                        '\'' => break,
-                        kept => word.push(kept),
-                    }
-                }
-            }
-            '"' => {
-                let word = word.get_or_insert_default();
-                loop {
-                    match chars.next().ok_or(OpenQuote)? {
-                        '"' => break,
-                        '\\' => match chars.next().ok_or(OpenQuote)? {
-                            escaped @ ('"' | '\\' | '$' | '`') => word.push(escaped),
-                            other => word.extend(['\\', other]),
-                        },
-                        kept => word.push(kept),
-                    }
-                }
-            }
-            '\\' => word.get_or_insert_default().push(chars.next().ok_or(OpenQuote)?),
-            kept => word.get_or_insert_default().push(kept),
-        }
-    }
-    words.extend(word);
-    Ok(words)
 }
 
 #[cfg(test)]
@@ -425,30 +359,5 @@ mod tests {
         let output = run(sh("head -c 5000000 /dev/zero | tr '\\0' x; echo end")).await.expect("runs");
         assert!(output.stdout.len() <= 2 * OUTPUT_LIMIT + 8192);
         assert!(output.text().ends_with("end\n"));
-    }
-
-    #[test]
-    fn what_was_meant_for_the_agent_is_not_passed_on() {
-        let vars = [
-            ("PATRONI_NAME", "a"),
-            ("KUBERNETES_PORT", "b"),
-            ("NOTIFY_SOCKET", "c"),
-            ("MALLOC_ARENA_MAX", "1"),
-            ("PG_MALLOC_ARENA_MAX", "4"),
-            ("PATH", "/bin"),
-        ];
-        let kept = filtered(vars.iter().map(|(k, v)| (OsString::from(k), OsString::from(v))));
-        let kept: Vec<_> =
-            kept.iter().map(|(k, v)| format!("{}={}", k.display(), v.display())).collect();
-        assert_eq!(kept, ["PATH=/bin", "MALLOC_ARENA_MAX=4"]);
-    }
-
-    #[test]
-    fn words_are_split_as_a_shell_would() {
-        let split = |line| split_words(line).expect("well formed");
-        assert_eq!(split("  a  'b c' \"d \\\"e\" f\\ g '' "), ["a", "b c", "d \"e", "f g", ""]);
-        assert_eq!(split("--x='y z'w"), ["--x=y zw"]);
-        assert_eq!(split("\"a\\nb\""), ["a\\nb"]);
-        assert_eq!(split_words("it's"), Err(OpenQuote));
     }
 }

@@ -1,0 +1,324 @@
+//! Members without an etcd: a driver, a guardian and a PostgreSQL 15 each, run as the user `postgres`.
+
+use garden_agent::config::{AgentConfig, Loader};
+use garden_agent::guardian::{self, AttachOptions, GuardianClient};
+use garden_agent::postgres::{PgContext, PgEvent, Postgres, connect};
+use proto::config::ClusterConfig;
+use proto::core::job::{Job, JobEnd, Upstream};
+use proto::core::observation::{LocalPostgres, Sql, SqlSample, Task, TaskResult};
+use proto::ids::JobId;
+use serde_json::{Map, Value};
+use std::ffi::OsString;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+
+const BIN: &str = "/usr/lib/postgresql/15/bin";
+
+/// Longest wait for anything that must happen.
+pub const LIMIT: Duration = Duration::from_secs(60);
+
+/// Servers are many; tests of one program run one after the other.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// PostgreSQL refuses root, so a test that root runs runs itself again as `postgres`. `test` is the
+/// test's own name.
+pub fn as_postgres(test: &str, body: impl Future<Output = ()>) {
+    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if nix::unistd::geteuid().is_root() {
+        let status = Command::new("setpriv")
+            .args(["--reuid=postgres", "--regid=postgres", "--init-groups", "--"])
+            .arg(std::env::current_exe().expect("the path of this program"))
+            .args([test, "--exact", "--nocapture"])
+            .current_dir("/")
+            .env("HOME", "/tmp")
+            .status()
+            .expect("setpriv");
+        assert!(status.success(), "{test} failed as user postgres");
+        return;
+    }
+    if std::env::var_os("GARDEN_TEST_LOG").is_some() {
+        let _ = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).try_init();
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("runtime");
+    runtime.block_on(async { tokio::time::timeout(LIMIT * 3, body).await.expect("test in time") });
+}
+
+/// What the test `guardian_process` does when it is the guardian.
+pub fn be_the_guardian() {
+    #[derive(clap::Parser)]
+    struct Words {
+        #[command(subcommand)]
+        command: Sub,
+    }
+    #[derive(clap::Subcommand)]
+    enum Sub {
+        Guardian(guardian::Args),
+    }
+    if std::env::var_os("GARDEN_TEST_GUARDIAN").is_none() {
+        return;
+    }
+    let words = std::env::args_os().skip_while(|word| word != "--");
+    let Sub::Guardian(args) = <Words as clap::Parser>::parse_from(words).command;
+    std::process::exit(i32::from(guardian::run(&args)));
+}
+
+fn guardian_options(root: &Path) -> AttachOptions {
+    let words = ["guardian_process", "--exact", "--nocapture", "--test-threads=1", "--"];
+    AttachOptions {
+        log: Some(root.join("guardian.log")),
+        prefix: (
+            words.iter().map(OsString::from).collect(),
+            vec![("GARDEN_TEST_GUARDIAN".into(), "1".into())],
+        ),
+        ..AttachOptions::default()
+    }
+}
+
+/// A member.
+pub struct Node {
+    pub name: &'static str,
+    pub root: PathBuf,
+    pub port: u16,
+    pub ctx: PgContext,
+    pub driver: Postgres,
+    pub guardian: GuardianClient,
+    events: mpsc::Receiver<PgEvent>,
+    last_id: u64,
+    _config: watch::Sender<Arc<AgentConfig>>,
+    _cluster: watch::Sender<Arc<ClusterConfig>>,
+}
+
+impl Node {
+    /// A member with an empty data directory; `extra` is YAML added to the `postgresql` section.
+    pub fn new(name: &'static str, port: u16, extra: &str) -> Self {
+        let root = std::env::temp_dir().join(format!("garden-jobs-{}-{name}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&root);
+        std::fs::create_dir_all(&root).expect("create");
+        let file = root.join("patroni.yml");
+        std::fs::write(&file, configuration(name, &root, port, extra)).expect("write");
+        let local = Loader::new(Some(&file), Default::default()).and_then(|loader| loader.load());
+        let (config, _) =
+            local.and_then(|local| local.effective(&Map::new())).expect("configuration");
+        let (config, config_rx) = watch::channel(Arc::new(config));
+        let (cluster, cluster_rx) = watch::channel(Arc::new(ClusterConfig::default()));
+        let ctx = PgContext::new(config_rx, cluster_rx);
+        let (guardian, mut reports, _) =
+            GuardianClient::attach(&root.join("data"), guardian_options(&root)).expect("guardian");
+        let (driver, events) = Postgres::spawn(ctx.clone(), guardian.clone());
+        let listener = driver.clone();
+        tokio::spawn(async move {
+            while let Some(event) = reports.recv().await {
+                listener.guardian_event(&event);
+            }
+        });
+        let (_config, _cluster) = (config, cluster);
+        Self { name, root, port, ctx, driver, guardian, events, last_id: 0, _config, _cluster }
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.root.join("data")
+    }
+
+    /// What others stream from.
+    pub fn upstream(&self) -> Upstream {
+        Upstream::Member {
+            name: self.name.into(),
+            conn_url: format!("postgres://127.0.0.1:{}/postgres", self.port),
+        }
+    }
+
+    /// Gives a job to the driver.
+    pub fn start(&mut self, job: Job) -> JobId {
+        self.last_id += 1;
+        let id = JobId(self.last_id);
+        self.driver.run(id, job);
+        id
+    }
+
+    /// Runs a job to its end.
+    pub async fn job(&mut self, job: Job) -> JobEnd {
+        let id = self.start(job);
+        self.end_of(id).await
+    }
+
+    pub async fn end_of(&mut self, id: JobId) -> JobEnd {
+        self.next(|event| match event {
+            PgEvent::JobEnded(finished) if finished.id == id => Some(finished.end),
+            _ => None,
+        })
+        .await
+    }
+
+    pub async fn phase_of(&mut self, id: JobId, wanted: &str) {
+        let wanted = wanted.to_owned();
+        self.next(move |event| match event {
+            PgEvent::JobPhase { id: of, phase } if of == id && phase == wanted => Some(()),
+            _ => None,
+        })
+        .await
+    }
+
+    pub async fn task(&mut self, task: Task) -> TaskResult {
+        self.next(|event| match event {
+            PgEvent::TaskEnded(ended, result) if ended == task => Some(result),
+            _ => None,
+        })
+        .await
+    }
+
+    /// Waits for a sample that satisfies.
+    pub async fn sample(&mut self, mut fits: impl FnMut(&LocalPostgres) -> bool) -> Arc<LocalPostgres> {
+        self.driver.probe_every(Duration::from_millis(50));
+        self.next(|event| match event {
+            PgEvent::Sample(sample) if fits(&sample) => Some(sample),
+            _ => None,
+        })
+        .await
+    }
+
+    /// Waits until it streams from `other`.
+    pub async fn streams_from(&mut self, other: &Node) {
+        let port = other.port;
+        self.sample(move |pg| {
+            sql_of(pg).is_some_and(|sql| {
+                let receiver = sql.receiver.as_ref();
+                receiver.is_some_and(|r| {
+                    r.status == "streaming" && r.sender.as_ref().is_some_and(|s| s.1 == port)
+                })
+            })
+        })
+        .await;
+    }
+
+    pub async fn next<T>(&mut self, mut wanted: impl FnMut(PgEvent) -> Option<T>) -> T {
+        let found = async {
+            loop {
+                let event = self.events.recv().await.expect("the driver lives");
+                if let Some(found) = wanted(event) {
+                    return found;
+                }
+            }
+        };
+        match tokio::time::timeout(LIMIT, found).await {
+            Ok(found) => found,
+            Err(_) => panic!("{}: nothing came; {}", self.name, self.logs()),
+        }
+    }
+
+    /// The first column of the first row as text.
+    pub async fn query(&self, sql: &str) -> Option<String> {
+        let client = connect::superuser(&self.ctx).await.expect("session");
+        let rows = client.simple_query(sql).await.unwrap_or_else(|err| panic!("{sql}: {err:?}"));
+        rows.into_iter().find_map(|message| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        })
+    }
+
+    /// Repeats a query until it gives `wanted`.
+    pub async fn query_until(&self, sql: &str, wanted: &str) {
+        let until = tokio::time::Instant::now() + LIMIT;
+        loop {
+            let client = connect::superuser(&self.ctx).await;
+            let row = match client {
+                Ok(client) => client.simple_query(sql).await.ok(),
+                Err(_) => None,
+            };
+            let found = row.into_iter().flatten().find_map(|message| match message {
+                tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+                _ => None,
+            });
+            if found.as_deref() == Some(wanted) {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < until, "{sql} gives {found:?}, not {wanted}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn logs(&self) -> String {
+        let log = std::fs::read_to_string(self.root.join("guardian.log")).unwrap_or_default();
+        let server = std::fs::read_to_string(self.data().join("log/server.log")).unwrap_or_default();
+        format!("guardian: {log}\nserver: {server}")
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.guardian.fence();
+        let until = std::time::Instant::now() + Duration::from_secs(5);
+        while self.guardian.postmaster().is_some() && std::time::Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let _ = self.guardian.leave();
+        if !std::thread::panicking() {
+            let _ = std::fs::remove_dir_all(&self.root);
+        }
+    }
+}
+
+/// The answer of a sample, if it has one.
+pub fn sql_of(pg: &LocalPostgres) -> Option<&SqlSample> {
+    match &pg.sql {
+        Sql::Sample(sql) => Some(sql),
+        _ => None,
+    }
+}
+
+fn configuration(name: &str, root: &Path, port: u16, extra: &str) -> String {
+    let root = root.display();
+    let mut doc: Value = garden_agent::config::yaml::from_str(&format!(
+        "
+scope: batman
+name: {name}
+restapi: {{listen: '127.0.0.1:{rest}', connect_address: '127.0.0.1:{rest}'}}
+etcd3: {{host: '127.0.0.1:2379'}}
+bootstrap:
+  initdb: [{{encoding: UTF8}}, data-checksums, no-sync]
+  pg_hba: ['host all all 127.0.0.1/32 scram-sha-256']
+postgresql:
+  listen: 127.0.0.1:{port}
+  connect_address: 127.0.0.1:{port}
+  data_dir: {root}/data
+  bin_dir: {BIN}
+  pgpass: {root}/pgpass
+  use_unix_socket: true
+  use_pg_rewind: true
+  authentication:
+    superuser: {{username: postgres, password: 'su''per'}}
+    replication: {{username: replicator, password: rep}}
+    rewind: {{username: rewinder, password: 'rew ind'}}
+  pg_hba:
+  - local all all scram-sha-256
+  - host all all 127.0.0.1/32 scram-sha-256
+  - local replication replicator scram-sha-256
+  - host replication replicator 127.0.0.1/32 scram-sha-256
+  basebackup: [no-sync]
+  rewind: [no-sync]
+  parameters:
+    fsync: 'off'
+    unix_socket_directories: {root}
+    logging_collector: 'on'
+    log_directory: log
+    log_filename: server.log
+    wal_retrieve_retry_interval: 100ms
+",
+        rest = port + 500,
+    ))
+    .expect("valid");
+    if !extra.is_empty() {
+        let extra: Value = garden_agent::config::yaml::from_str(extra).expect("valid");
+        if let (Some(doc), Some(extra)) = (doc.as_object_mut(), extra.as_object()) {
+            garden_agent::config::merge::patch(doc, extra);
+        }
+    }
+    doc.to_string()
+}
