@@ -11,7 +11,7 @@ use crate::guardian::{GuardianClient, GuardianError};
 use proto::config::SyncMode;
 use proto::core::decision::WantedConf;
 use proto::core::job::{Failure, JobEnd, Upstream};
-use proto::core::observation::{AppliedConf, DataDir, Lineage};
+use proto::core::observation::{AppliedConf, Lineage};
 use proto::ids::{JobId, STRICT_PLACEHOLDER};
 use std::io;
 use std::path::Path;
@@ -300,7 +300,7 @@ fn mark_if_filled(dir: &Path, what: &str) -> io::Result<()> {
         Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(err) => return Err(err),
     };
-    if entries.next().is_none() || matches!(pgdata::look(dir), DataDir::Unfinished(_)) {
+    if entries.next().is_none() || dir.join(pgdata::UNFINISHED_FILE).exists() {
         return Ok(());
     }
     pgdata::mark_unfinished(dir, what)

@@ -275,7 +275,7 @@ fn tablespaces(dir: &Path) -> Result<Vec<PathBuf>, Refused> {
 /// Removes what the plan names; the data directory itself stays, with its mode and owner. The mark is
 /// set first and goes last: half a data directory is never taken for a whole one.
 pub fn empty(plan: &Plan) -> io::Result<()> {
-    if !matches!(pgdata::look(&plan.dir), DataDir::Unfinished(_)) {
+    if !plan.dir.join(pgdata::UNFINISHED_FILE).exists() {
         pgdata::mark_unfinished(&plan.dir, "removal of the data directory")?;
     }
     for dir in &plan.tablespaces {

@@ -19,7 +19,10 @@ use tokio::sync::{mpsc, watch};
 const BIN: &str = "/usr/lib/postgresql/15/bin";
 
 /// Longest wait for anything that must happen.
-pub const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_secs(20);
+
+/// Lines of each log that a failure shows.
+const LOG_LINES: usize = 15;
 
 /// Servers are many; tests of one program run one after the other.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -48,7 +51,7 @@ pub fn as_postgres(test: &str, body: impl Future<Output = ()>) {
         .enable_all()
         .build()
         .expect("runtime");
-    runtime.block_on(async { tokio::time::timeout(LIMIT * 3, body).await.expect("test in time") });
+    runtime.block_on(async { tokio::time::timeout(LIMIT * 6, body).await.expect("test in time") });
 }
 
 /// What the test `guardian_process` does when it is the guardian.
@@ -107,8 +110,10 @@ impl Node {
         let local = Loader::new(Some(&file), Default::default()).and_then(|loader| loader.load());
         let (config, _) =
             local.and_then(|local| local.effective(&Map::new())).expect("configuration");
+        // Nobody creates the members' slots here.
+        let cluster = ClusterConfig { use_slots: false, ..ClusterConfig::default() };
         let (config, config_rx) = watch::channel(Arc::new(config));
-        let (cluster, cluster_rx) = watch::channel(Arc::new(ClusterConfig::default()));
+        let (cluster, cluster_rx) = watch::channel(Arc::new(cluster));
         let ctx = PgContext::new(config_rx, cluster_rx);
         let (guardian, mut reports, _) =
             GuardianClient::attach(&root.join("data"), guardian_options(&root)).expect("guardian");
@@ -199,9 +204,11 @@ impl Node {
     }
 
     pub async fn next<T>(&mut self, mut wanted: impl FnMut(PgEvent) -> Option<T>) -> T {
+        let mut last = String::new();
         let found = async {
             loop {
                 let event = self.events.recv().await.expect("the driver lives");
+                last = format!("{event:?}");
                 if let Some(found) = wanted(event) {
                     return found;
                 }
@@ -209,7 +216,7 @@ impl Node {
         };
         match tokio::time::timeout(LIMIT, found).await {
             Ok(found) => found,
-            Err(_) => panic!("{}: nothing came; {}", self.name, self.logs()),
+            Err(_) => panic!("{}: it never came; last: {last}\n{}", self.name, self.logs()),
         }
     }
 
@@ -244,10 +251,16 @@ impl Node {
         }
     }
 
+    /// The ends of the logs.
     fn logs(&self) -> String {
-        let log = std::fs::read_to_string(self.root.join("guardian.log")).unwrap_or_default();
-        let server = std::fs::read_to_string(self.data().join("log/server.log")).unwrap_or_default();
-        format!("guardian: {log}\nserver: {server}")
+        let end = |file: PathBuf| {
+            let text = std::fs::read_to_string(file).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+        };
+        let guardian = end(self.root.join("guardian.log"));
+        let server = end(self.data().join("log/server.log"));
+        format!("guardian:\n{guardian}\nserver:\n{server}")
     }
 }
 
