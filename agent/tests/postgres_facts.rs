@@ -352,6 +352,7 @@ async fn primary_and_standby_are_seen_as_they_are() {
     check_senders(&primary, &mut state).await;
     check_walsender(&primary, &standby, &upstream).await;
     check_slots(&primary, &mut state).await;
+    check_slot_copy(&primary, &mut standby, &follow, &mut standby_state).await;
     check_promise(&mut standby, &upstream, &mut standby_state).await;
     check_shutdown(&mut primary, &mut state).await;
 }
@@ -458,6 +459,28 @@ async fn check_slots(primary: &Node, state: &mut ProbeState) {
     assert_eq!(slots::carry_out(&primary.ctx, &plan).await, Vec::<String>::new());
     let sample = primary.until(state, answer).await;
     assert_eq!(sample.slots.len(), 1, "{:?}", sample.slots);
+}
+
+/// A logical slot of the leader exists on the standby after a copy and a restart.
+async fn check_slot_copy(
+    primary: &Node,
+    standby: &mut Node,
+    follow: &ConfState,
+    state: &mut ProbeState,
+) {
+    let logical = ("copied".to_owned(), "postgres".to_owned(), "pgoutput".to_owned());
+    let plan = SlotPlan { create_logical: vec![logical], ..SlotPlan::default() };
+    assert_eq!(slots::carry_out(&primary.ctx, &plan).await, Vec::<String>::new());
+    let names = ["copied".to_owned(), "gone".to_owned()];
+    let files = slots::fetch(&standby.ctx, &follow.upstream, &names).await.expect("fetch");
+    assert_eq!(files.len(), 1);
+    standby.stop(Signal::SIGINT);
+    slots::install(&standby.data(), &files).expect("install");
+    standby.start(follow).await;
+    let copied = standby
+        .until(state, |seen| answer(seen)?.slots.into_iter().find(|s| s.name == "copied"))
+        .await;
+    assert!(copied.logical && copied.confirmed_flush_lsn > Lsn::NONE && !copied.lost, "{copied:?}");
 }
 
 /// A promise not to follow stops the receiver with a reload, and only recovery settings of ours are in

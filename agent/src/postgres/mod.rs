@@ -42,8 +42,10 @@ mod promote;
 mod rewind;
 mod shared;
 mod start;
+mod startup;
 mod stop;
 mod target;
+mod units;
 
 pub use context::PgContext;
 pub use driver::{PgEvent, Postgres};

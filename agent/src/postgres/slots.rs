@@ -1,10 +1,17 @@
-//! Replication slots: creating, advancing and dropping them on the local server.
+//! Replication slots: creating, advancing and dropping them on the local server, and copying logical
+//! ones from the leader.
 
-use super::connect::{self, ConnectError};
+use super::connect::{self, ConnectError, Role};
 use super::context::PgContext;
+use super::pgdata;
 use proto::core::decision::SlotPlan;
+use proto::core::job::Upstream;
 use proto::wal::Lsn;
 use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::time::Duration;
 use tokio_postgres::Client;
 
@@ -118,9 +125,68 @@ impl Step {
     }
 }
 
+/// A logical slot as it lies on the leader's disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotFile {
+    /// Its name.
+    pub name: String,
+    /// `pg_replslot/<name>/state`; may lag behind what the leader knows, which only makes the copy
+    /// start further back.
+    pub state: Vec<u8>,
+}
+
+/// Reads logical slots from the leader (`ha-behaviour.md` 15.3). Slots that are gone meanwhile are left
+/// out. To be followed, with the local standby stopped, by [`install`].
+pub async fn fetch(
+    ctx: &PgContext,
+    leader: &Upstream,
+    names: &[String],
+) -> Result<Vec<SlotFile>, ConnectError> {
+    let client = connect::remote(ctx, leader, Role::Rewind).await?;
+    let query = "SELECT slot_name::text, \
+        pg_catalog.pg_read_binary_file('pg_replslot/' || slot_name || '/state') \
+        FROM pg_catalog.pg_replication_slots \
+        WHERE slot_type = 'logical' AND NOT temporary AND slot_name::text = ANY($1)";
+    let rows = tokio::time::timeout(STATEMENT_LIMIT, client.query(query, &[&names]))
+        .await
+        .map_err(|_| ConnectError::Silent(format!("no answer within {STATEMENT_LIMIT:?}")))?
+        .map_err(|err| connect::classify(&err))?;
+    let file = |row: &tokio_postgres::Row| -> Result<SlotFile, tokio_postgres::Error> {
+        Ok(SlotFile { name: row.try_get(0)?, state: row.try_get(1)? })
+    };
+    rows.iter().map(file).collect::<Result<_, _>>().map_err(|err| connect::classify(&err))
+}
+
+/// Puts copied slots into the data directory of a server that is stopped: PostgreSQL reads them when it
+/// starts. Blocks.
+pub fn install(data_dir: &Path, slots: &[SlotFile]) -> io::Result<()> {
+    for slot in slots {
+        // The name becomes a path; PostgreSQL allows no others either.
+        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+        if slot.name.is_empty() || slot.name.len() > 63 || !slot.name.bytes().all(plain) {
+            let text = format!("not a slot name: {:?}", slot.name);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        let mode = pgdata::file_mode(data_dir);
+        let dir = data_dir.join("pg_replslot").join(&slot.name);
+        let dir_mode = if mode & 0o040 == 0 { 0o700 } else { 0o750 };
+        fs::DirBuilder::new().recursive(true).mode(dir_mode).create(&dir)?;
+        pgdata::write_durably(&dir.join("state"), &slot.state, mode)?;
+        fs::File::open(data_dir.join("pg_replslot"))?.sync_all()?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_slot_name_cannot_leave_its_directory() {
+        let slot = SlotFile { name: "../../x".into(), state: Vec::new() };
+        let err = install(Path::new("/nonexistent"), &[slot]).expect_err("refused");
+        assert_eq!(err.kind(), io::ErrorKind::InvalidData);
+    }
 
     #[test]
     fn logical_work_goes_to_its_database_and_drops_come_first() {

@@ -165,14 +165,11 @@ pub(super) fn conninfo(
         .collect();
     if kind == ConninfoKind::PrimaryConninfo {
         pairs.push(("application_name", config.name.clone()));
-        let defaults = [
-            ("sslmode", "prefer"),
-            ("gssencmode", "prefer"),
-            ("channel_binding", "prefer"),
-            ("sslnegotiation", "postgres"),
-        ];
+        // `sslnegotiation=postgres` is libpq's default, and a server of 17 may run with an older libpq,
+        // which would refuse the whole text.
+        let defaults = [("sslmode", "prefer"), ("gssencmode", "prefer"), ("channel_binding", "prefer")];
         for (key, value) in defaults {
-            if known(key) && !options.iter().any(|(present, _)| *present == key) {
+            if !options.iter().any(|(present, _)| *present == key) {
                 options.push((key, value.to_owned()));
             }
         }
