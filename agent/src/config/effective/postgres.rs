@@ -48,11 +48,7 @@ pub(super) fn build(
         .unwrap_or(&none);
     let merged = merge(local, dynamic)?;
     let section = &merged;
-    let listen = section
-        .text("listen")?
-        .ok_or_else(|| section.missing("listen", "hosts:port"))?;
-    let listen = split_host_port(&listen, Some(PORT))
-        .ok_or_else(|| section.wrong("listen", "hosts:port, for example *:5432"))?;
+    let listen = listen(section)?;
     let listen_hosts: Vec<String> = listen
         .host
         .split(',')
@@ -62,7 +58,7 @@ pub(super) fn build(
     let data_dir = section
         .path("data_dir")?
         .ok_or_else(|| section.missing("data_dir", "PGDATA's path"))?;
-    let (parameters, recovery) = parameters(local, section, dynamic, scope, &listen)?;
+    let (parameters, recovery) = parameters(local, section, dynamic, scope, &listen);
     let authentication = Authentication::read(section)?;
     let methods = methods::replica_methods(section);
     Ok(PostgresConfig {
@@ -77,12 +73,8 @@ pub(super) fn build(
         superuser: authentication.superuser,
         replication: authentication.replication,
         rewind: authentication.rewind,
-        database: section
-            .text("database")?
-            .unwrap_or_else(|| String::from("postgres")),
-        config_base_name: section
-            .text("config_base_name")?
-            .unwrap_or_else(|| String::from("postgresql")),
+        database: text_or(section, "database", "postgres")?,
+        config_base_name: text_or(section, "config_base_name", "postgresql")?,
         parameters_by_role: parameters::by_role(section),
         parameters,
         pg_hba: section.lines("pg_hba").filter(|lines| !lines.is_empty()),
@@ -111,6 +103,18 @@ pub(super) fn build(
         listen_hosts,
         data_dir,
     })
+}
+
+fn text_or(section: &Section<'_>, key: &str, default: &str) -> Result<String, ConfigError> {
+    Ok(section.text(key)?.unwrap_or_else(|| default.to_owned()))
+}
+
+fn listen(section: &Section<'_>) -> Result<HostPort, ConfigError> {
+    let expected = "hosts:port, for example *:5432";
+    let text = section
+        .text("listen")?
+        .ok_or_else(|| section.missing("listen", expected))?;
+    split_host_port(&text, Some(PORT)).ok_or_else(|| section.wrong("listen", expected))
 }
 
 /// A local key replaces the dynamic one as a whole.
@@ -149,7 +153,7 @@ fn parameters(
     dynamic: &Map<String, Value>,
     scope: &str,
     listen: &HostPort,
-) -> Result<(BTreeMap<String, Value>, Map<String, Value>), ConfigError> {
+) -> (BTreeMap<String, Value>, Map<String, Value>) {
     let none = Map::new();
     let map = |map: &Map<String, Value>| {
         map.get("parameters")
@@ -167,7 +171,7 @@ fn parameters(
     parameters.insert(String::from("listen_addresses"), Value::from(addresses));
     parameters.insert(String::from("port"), Value::from(listen.port));
     parameters.insert(String::from("cluster_name"), Value::from(scope));
-    Ok((parameters, recovery))
+    (parameters, recovery)
 }
 
 /// `connect_address`, or the first local address.

@@ -9,6 +9,10 @@
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
 use std::os::raw::c_char;
+#[expect(
+    clippy::unsafe_removed_from_name,
+    reason = "every use stands in an unsafe block anyway"
+)]
 use unsafe_libyaml_norway as sys;
 
 /// Line and column of an event, counted from one.
@@ -145,16 +149,22 @@ unsafe fn literal(text: *const impl Sized) -> Option<String> {
 }
 
 /// # Safety
-/// `event` was filled in by `yaml_parser_parse` and is not deleted yet.
-unsafe fn convert(event: &sys::yaml_event_t) -> Option<Event> {
-    // SAFETY (each block): the union field read is the one that belongs to the event's type, and
-    // libyaml's strings are null or NUL-terminated.
-    let properties = |anchor: *mut u8, tag: *mut u8| unsafe {
+/// Both are null or NUL-terminated strings that live during the call.
+unsafe fn properties(anchor: *mut u8, tag: *mut u8) -> Properties {
+    // SAFETY: by the contract of this function.
+    unsafe {
         Properties {
             anchor: literal(anchor),
             tag: literal(tag),
         }
-    };
+    }
+}
+
+/// # Safety
+/// `event` was filled in by `yaml_parser_parse` and is not deleted yet.
+unsafe fn convert(event: &sys::yaml_event_t) -> Option<Event> {
+    // In each block below the union field read is the one that belongs to the event's type, and its
+    // strings are null or NUL-terminated.
     Some(match event.type_ {
         sys::YAML_STREAM_START_EVENT => Event::StreamStart,
         sys::YAML_STREAM_END_EVENT => Event::StreamEnd,
@@ -172,7 +182,8 @@ unsafe fn convert(event: &sys::yaml_event_t) -> Option<Event> {
                 )
             };
             Event::Scalar {
-                properties: properties(data.anchor, data.tag),
+                // SAFETY: see above.
+                properties: unsafe { properties(data.anchor, data.tag) },
                 text: String::from_utf8_lossy(bytes).into_owned(),
                 plain: data.style == sys::YAML_PLAIN_SCALAR_STYLE,
             }
@@ -180,13 +191,15 @@ unsafe fn convert(event: &sys::yaml_event_t) -> Option<Event> {
         sys::YAML_SEQUENCE_START_EVENT => {
             // SAFETY: see above.
             let data = unsafe { event.data.sequence_start };
-            Event::SequenceStart(properties(data.anchor, data.tag))
+            // SAFETY: see above.
+            Event::SequenceStart(unsafe { properties(data.anchor, data.tag) })
         }
         sys::YAML_SEQUENCE_END_EVENT => Event::SequenceEnd,
         sys::YAML_MAPPING_START_EVENT => {
             // SAFETY: see above.
             let data = unsafe { event.data.mapping_start };
-            Event::MappingStart(properties(data.anchor, data.tag))
+            // SAFETY: see above.
+            Event::MappingStart(unsafe { properties(data.anchor, data.tag) })
         }
         sys::YAML_MAPPING_END_EVENT => Event::MappingEnd,
         _ => return None,
