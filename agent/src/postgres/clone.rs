@@ -59,10 +59,11 @@ pub(super) async fn again(
     follow: &Upstream,
     basebackup_only: bool,
 ) -> Result<JobEnd, JobError> {
-    // Nothing is stopped for a source that is not there.
+    // Nothing is stopped for a source that is not there, or for a removal that will be refused.
     if let Err(err) = super::lineage::session(job.ctx(), source).await {
         return Err(JobError::source(&err));
     }
+    wipe::permitted(job, follow).await?;
     stop::halt(job, &Stop::immediate()).await?;
     wipe::data_dir(job, follow).await?;
     fill(job, Some(source), follow, basebackup_only).await

@@ -16,7 +16,7 @@ use proto::ids::{Epoch, JobId, MemberName};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Mutex, Notify, mpsc, watch};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 /// Orders that may wait. The driver only starts work for each, so more mean that it has died.
@@ -30,6 +30,10 @@ const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The same while a job runs: its progress shows in the samples, and the loop acts on them.
 const SAMPLE_INTERVAL_JOB: Duration = Duration::from_millis(50);
+
+/// How long the end of a job or a task waits for a look at its effect; a server that does not answer
+/// must not hold it back.
+const FRESH_LIMIT: Duration = Duration::from_secs(1);
 
 /// A checkpoint ordered for a rewind from here; it writes all that is dirty, throttled by nothing.
 const CHECKPOINT_LIMIT: Duration = Duration::from_secs(600);
@@ -95,11 +99,7 @@ impl Postgres {
             events,
             files: Mutex::new(()),
         });
-        let pace = Arc::new(Pace {
-            wanted: watch::Sender::new(SAMPLE_INTERVAL),
-            job: watch::Sender::new(false),
-            now: Notify::new(),
-        });
+        let pace = Arc::new(Pace::new());
         let stop = CancellationToken::new();
         tokio::spawn(sampler(shared.clone(), pace.clone(), stop.clone()));
         let driver = Driver {
@@ -178,7 +178,7 @@ impl Postgres {
 
     /// Takes a sample now.
     pub fn probe_now(&self) {
-        self.pace.now.notify_one();
+        self.pace.ask();
     }
 
     /// Sets the time between two samples while no job runs.
@@ -217,17 +217,47 @@ impl Postgres {
     }
 }
 
-/// How often the sampler looks.
+/// When the sampler looks.
 struct Pace {
+    /// Between two looks, as the loop wants it.
     wanted: watch::Sender<Duration>,
+    /// A job runs whose progress shows in the samples.
     job: watch::Sender<bool>,
-    now: Notify,
+    /// Counts the looks that were asked for.
+    asked: watch::Sender<u64>,
+    /// How many of these had been asked for when the last finished look began.
+    served: watch::Sender<u64>,
 }
 
 impl Pace {
+    fn new() -> Self {
+        Self {
+            wanted: watch::Sender::new(SAMPLE_INTERVAL),
+            job: watch::Sender::new(false),
+            asked: watch::Sender::new(0),
+            served: watch::Sender::new(0),
+        }
+    }
+
     fn interval(&self) -> Duration {
         let wanted = *self.wanted.borrow();
         if *self.job.borrow() { wanted.min(SAMPLE_INTERVAL_JOB) } else { wanted }
+    }
+
+    /// Asks for a look now; returns its number.
+    fn ask(&self) -> u64 {
+        self.asked.send_modify(|n| *n = n.wrapping_add(1));
+        *self.asked.borrow()
+    }
+
+    /// Waits until a look that began after this call has been reported. Ends of jobs and tasks are
+    /// reported behind one, so that the loop never takes a decision from the end of a job and a
+    /// picture from before it.
+    async fn fresh(&self) {
+        let number = self.ask();
+        let mut served = self.served.subscribe();
+        let seen = served.wait_for(|n| *n >= number);
+        let _ = tokio::time::timeout(FRESH_LIMIT, seen).await;
     }
 }
 
@@ -235,7 +265,9 @@ impl Pace {
 async fn sampler(shared: Arc<Shared>, pace: Arc<Pace>, stop: CancellationToken) {
     let mut state = ProbeState::default();
     let (mut wanted, mut job) = (pace.wanted.subscribe(), pace.job.subscribe());
+    let mut asked = pace.asked.subscribe();
     while !stop.is_cancelled() {
+        let number = *asked.borrow_and_update();
         (state.postmaster, state.orphans) = match *shared.processes.borrow() {
             ProcessSet::Alive(pid) => (Some(pid), false),
             ProcessSet::Orphans => (None, true),
@@ -246,14 +278,34 @@ async fn sampler(shared: Arc<Shared>, pace: Arc<Pace>, stop: CancellationToken) 
         if shared.events.send(PgEvent::Sample(Arc::new(sample))).await.is_err() {
             return;
         }
+        pace.served.send_replace(number);
         // All branches are cancel safe.
         tokio::select! {
             () = tokio::time::sleep(pace.interval()) => {}
-            () = pace.now.notified() => {}
+            _ = asked.changed() => {}
             _ = wanted.changed() => {}
             _ = job.changed() => {}
             () = stop.cancelled() => {}
         }
+    }
+}
+
+/// Whether a job waits for PostgreSQL to change its state, which the loop then wants to see soon. A
+/// copy may take hours, and says nothing in the samples.
+fn shows_in_samples(job: &Job) -> bool {
+    match job {
+        Job::StartPrimary { .. }
+        | Job::StartStandby { .. }
+        | Job::Stop { .. }
+        | Job::Promote { .. }
+        | Job::Restart { .. }
+        | Job::Follow { .. } => true,
+        Job::Bootstrap
+        | Job::Clone { .. }
+        | Job::Reinitialize { .. }
+        | Job::Rewind { .. }
+        | Job::CrashRecovery
+        | Job::RemoveData => false,
     }
 }
 
@@ -309,10 +361,10 @@ impl Driver {
         let cancel = CancellationToken::new();
         let bootstrap = matches!(job, Job::Bootstrap);
         self.running = Some(Running { id, bootstrap, cancel: cancel.clone() });
-        self.pace.job.send_replace(true);
+        self.pace.job.send_replace(shows_in_samples(&job));
         tracing::info!(job = id.0, what = job.label(), "job started");
         let cx = JobCx { shared: self.shared.clone(), id, cancel };
-        let ended = ended.clone();
+        let (ended, pace) = (ended.clone(), self.pace.clone());
         tokio::spawn(async move {
             let work = job.clone();
             // A task of its own, so that a panic is a failed job and not a lost one.
@@ -322,7 +374,9 @@ impl Driver {
                 Err(panic) => JobEnd::Failed(Failure::Other(chain(&panic))),
             };
             tracing::info!(job = id.0, what = job.label(), ?end, "job ended");
-            let _ = ended.send(Finished { id, job, at: clock::now(), end }).await;
+            let at = clock::now();
+            pace.fresh().await;
+            let _ = ended.send(Finished { id, job, at, end }).await;
         });
     }
 
@@ -383,7 +437,7 @@ impl Driver {
         }
     }
 
-    /// Runs a short task and reports its end, then has the sampler look at what it did.
+    /// Runs a short task, has the sampler look at what it did, and reports its end.
     fn task<F>(&self, task: Task, work: impl FnOnce(Arc<Shared>) -> F + Send + 'static)
     where
         F: Future<Output = TaskResult> + Send + 'static,
@@ -398,8 +452,8 @@ impl Driver {
             if let TaskResult::Failed(error) = &result {
                 tracing::warn!(?task, error, "task failed");
             }
+            pace.fresh().await;
             let _ = events.send(PgEvent::TaskEnded(task, result)).await;
-            pace.now.notify_one();
         });
     }
 
@@ -413,7 +467,7 @@ impl Driver {
             if let Err(error) = work.await {
                 tracing::warn!(error, "failed to {what}");
             }
-            pace.now.notify_one();
+            pace.ask();
         });
     }
 }

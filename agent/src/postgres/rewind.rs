@@ -169,6 +169,8 @@ async fn rewind(job: &JobCx, source: &Upstream) -> Result<(), JobError> {
             tracing::info!(?took, result = output.last_words(), "pg_rewind done");
             job.blocking(move || {
                 super::clone::own_state(&dir, promise)?;
+                // It is consistent only after it has received more WAL: never to start without.
+                std::fs::write(dir.join("standby.signal"), "")?;
                 pgdata::clear_rewinding(&dir)
             })
             .await

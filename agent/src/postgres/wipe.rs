@@ -63,22 +63,30 @@ pub(super) async fn data_dir(job: &JobCx, leader: &Upstream) -> Result<(), JobEr
     if job.shared.process_set() != ProcessSet::Empty || uses_it(&dir) {
         return Err(Refused::InUse.into());
     }
+    let Some(plan) = permitted(job, leader).await? else { return Ok(()) };
+    job.phase("removing data directory").await;
+    tracing::warn!(path = %plan.dir.display(), "emptying the data directory");
+    job.blocking(move || empty(&plan)).await
+}
+
+/// Every check but that nothing runs, so that it can be asked before something is stopped for it.
+/// `None`: there is nothing to remove.
+pub(super) async fn permitted(job: &JobCx, leader: &Upstream) -> Result<Option<Plan>, JobError> {
     let found = pgdata::inspect(job.ctx()).await;
     let abandoned = match &found {
-        DataDir::Empty => return Ok(()),
+        DataDir::Empty => return Ok(None),
         DataDir::Unfinished(what) => !what.starts_with(super::rewind::MARK),
         DataDir::Initialised => false,
         DataDir::Unknown | DataDir::Unreadable(_) => {
             return Err(JobError::other(format!("the data directory is not known: {found:?}")));
         }
     };
-    let external = job.blocking(move || Ok(plan(&dir, abandoned))).await??;
+    let dir = job.ctx().data_dir();
+    let plan = job.blocking(move || Ok(plan(&dir, abandoned))).await??;
     if !abandoned {
         witness(job, leader).await?;
     }
-    job.phase("removing data directory").await;
-    tracing::warn!(path = %external.dir.display(), state = ?found, "emptying the data directory");
-    job.blocking(move || empty(&external)).await
+    Ok(Some(plan))
 }
 
 /// `postmaster.pid` names a living server, single-user ones included.
