@@ -78,7 +78,14 @@ impl Node {
         let (publish, receiver) = watch::channel(Arc::new(config.clone()));
         let (cluster, cluster_rx) = watch::channel(Arc::new(ClusterConfig::default()));
         let ctx = PgContext::new(receiver, cluster_rx);
-        Self { dir, config, publish, ctx, _cluster: cluster, server: None }
+        Self {
+            dir,
+            config,
+            publish,
+            ctx,
+            _cluster: cluster,
+            server: None,
+        }
     }
 
     fn data(&self) -> PathBuf {
@@ -91,8 +98,12 @@ impl Node {
     }
 
     async fn start(&mut self, state: &ConfState) {
-        conf::write(&self.ctx, state).await.expect("write the configuration");
-        let command = conf::command_line(&self.ctx, state).await.expect("command line");
+        conf::write(&self.ctx, state)
+            .await
+            .expect("write the configuration");
+        let command = conf::command_line(&self.ctx, state)
+            .await
+            .expect("command line");
         let log = fs::File::create(self.dir.join("log")).expect("log");
         let (program, args) = command.split_first().expect("a program");
         let child = Command::new(program)
@@ -125,7 +136,10 @@ impl Node {
     /// A sample with the server as the guardian would name it: one of our own children is never taken
     /// from `postmaster.pid`.
     async fn sample(&self, state: &mut ProbeState) -> LocalPostgres {
-        state.postmaster = self.server.as_ref().and_then(|s| i32::try_from(s.id()).ok());
+        state.postmaster = self
+            .server
+            .as_ref()
+            .and_then(|s| i32::try_from(s.id()).ok());
         probe::sample(&self.ctx, state).await
     }
 
@@ -141,7 +155,10 @@ impl Node {
                 return found;
             }
             let log = self.log();
-            assert!(started.elapsed() < Duration::from_secs(20), "last seen {seen:#?}\n{log}");
+            assert!(
+                started.elapsed() < Duration::from_secs(20),
+                "last seen {seen:#?}\n{log}"
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -235,7 +252,10 @@ fn agent_config(name: &str, port: u16, dir: &Path) -> AgentConfig {
             rewind: None,
             database: "postgres".into(),
             config_base_name: "postgresql".into(),
-            parameters: parameters.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
+            parameters: parameters
+                .into_iter()
+                .map(|(k, v)| (k.to_owned(), v))
+                .collect(),
             parameters_by_role: BTreeMap::new(),
             pg_hba: Some(vec![
                 "local all all scram-sha-256".into(),
@@ -274,7 +294,11 @@ fn initdb(node: &Node) {
         .arg(format!("--pgdata={}", node.data().display()))
         .output()
         .expect("run initdb");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 fn answer(seen: &LocalPostgres) -> Option<SqlSample> {
@@ -320,10 +344,17 @@ async fn primary_and_standby_are_seen_as_they_are() {
     assert_eq!(seen.process, Process::Alive { pid: primary.pid() });
     assert_eq!((seen.signal_file, seen.promised), (false, None));
     let sample = answer(&seen).expect("answers");
-    assert!(!sample.in_recovery && sample.flush_lsn > Lsn::NONE, "{sample:#?}");
+    assert!(
+        !sample.in_recovery && sample.flush_lsn > Lsn::NONE,
+        "{sample:#?}"
+    );
     assert_eq!(sample.timeline, Some(Timeline(1)));
     assert_eq!(sample.server_version / 10_000, seen.major_version);
-    assert!(sample.postmaster_start_time.contains(' '), "{}", sample.postmaster_start_time);
+    assert!(
+        sample.postmaster_start_time.contains(' '),
+        "{}",
+        sample.postmaster_start_time
+    );
     check_written(&primary);
 
     let upstream = Upstream::Member {
@@ -332,8 +363,12 @@ async fn primary_and_standby_are_seen_as_they_are() {
     };
     let mut standby = Node::new("standby", 22011);
     base_backup(&standby, &upstream).await;
-    let follow =
-        ConfState { upstream: upstream.clone(), as_primary: false, standby: true, ..PRIMARY };
+    let follow = ConfState {
+        upstream: upstream.clone(),
+        as_primary: false,
+        standby: true,
+        ..PRIMARY
+    };
     create_slot(&primary, "standby").await;
     standby.start(&follow).await;
     let mut standby_state = ProbeState::default();
@@ -361,10 +396,19 @@ async fn primary_and_standby_are_seen_as_they_are() {
 fn check_written(node: &Node) {
     let text = fs::read_to_string(node.data().join("postgresql.conf")).expect("written");
     assert!(text.contains("include 'postgresql.base.conf'\n"), "{text}");
-    assert!(text.contains("log_line_prefix = 'it''s \\\\ %p '\n"), "{text}");
+    assert!(
+        text.contains("log_line_prefix = 'it''s \\\\ %p '\n"),
+        "{text}"
+    );
     assert!(text.contains("wal_keep_size = '48MB'\n") && !text.contains("wal_keep_segments"));
-    assert!(text.contains("autovacuum_max_workers = '1'\n"), "clamped: {text}");
-    assert!(!text.contains("no_such_setting") && !text.contains("log_min_messages"), "{text}");
+    assert!(
+        text.contains("autovacuum_max_workers = '1'\n"),
+        "clamped: {text}"
+    );
+    assert!(
+        !text.contains("no_such_setting") && !text.contains("log_min_messages"),
+        "{text}"
+    );
     assert!(node.data().join("postgresql.base.conf").exists());
 }
 
@@ -373,13 +417,32 @@ async fn base_backup(standby: &Node, upstream: &Upstream) {
     let conninfo = conninfo.expect("conninfo");
     assert!(!conninfo.contains("replsecret"), "{conninfo}");
     let passfile = standby.dir.join("pgpass");
-    assert_eq!(fs::metadata(&passfile).expect("written").permissions().mode() & 0o777, 0o600);
+    assert_eq!(
+        fs::metadata(&passfile)
+            .expect("written")
+            .permissions()
+            .mode()
+            & 0o777,
+        0o600
+    );
     let output = Command::new(bin_dir().join("pg_basebackup"))
-        .args(["-X", "stream", "--checkpoint=fast", "--no-sync", "-w", "--dbname", &conninfo])
+        .args([
+            "-X",
+            "stream",
+            "--checkpoint=fast",
+            "--no-sync",
+            "-w",
+            "--dbname",
+            &conninfo,
+        ])
         .arg(format!("--pgdata={}", standby.data().display()))
         .output()
         .expect("run pg_basebackup");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     fs::write(
         standby.data().join("postgresql.auto.conf"),
         "# kept\nprimary_conninfo = 'host=nowhere'\nwork_mem = '5MB'\n",
@@ -388,17 +451,30 @@ async fn base_backup(standby: &Node, upstream: &Upstream) {
 }
 
 async fn create_slot(primary: &Node, name: &str) {
-    let plan = SlotPlan { create_physical: vec![name.into()], ..SlotPlan::default() };
-    assert_eq!(slots::carry_out(&primary.ctx, &plan).await, Vec::<String>::new());
+    let plan = SlotPlan {
+        create_physical: vec![name.into()],
+        ..SlotPlan::default()
+    };
+    assert_eq!(
+        slots::carry_out(&primary.ctx, &plan).await,
+        Vec::<String>::new()
+    );
     // Ordering the same again changes nothing.
-    assert_eq!(slots::carry_out(&primary.ctx, &plan).await, Vec::<String>::new());
+    assert_eq!(
+        slots::carry_out(&primary.ctx, &plan).await,
+        Vec::<String>::new()
+    );
 }
 
 async fn check_senders(primary: &Node, state: &mut ProbeState) {
     let sample = primary
         .until(state, |seen| {
             let sample = answer(seen)?;
-            sample.wal_senders.iter().any(|s| s.state == "streaming").then_some(sample)
+            sample
+                .wal_senders
+                .iter()
+                .any(|s| s.state == "streaming")
+                .then_some(sample)
         })
         .await;
     let sender = sample.wal_senders.first().expect("one");
@@ -406,17 +482,28 @@ async fn check_senders(primary: &Node, state: &mut ProbeState) {
     assert_eq!(sender.usename.as_deref(), Some("repl"));
     assert_eq!(sender.client_addr.as_deref(), Some("127.0.0.1"));
     assert_eq!(sender.sync_state, "async");
-    let slot = sample.slots.iter().find(|slot| slot.name == "standby").expect("the slot");
+    let slot = sample
+        .slots
+        .iter()
+        .find(|slot| slot.name == "standby")
+        .expect("the slot");
     assert!(slot.active && !slot.logical && !slot.lost);
 }
 
 async fn check_walsender(primary: &Node, standby: &Node, upstream: &Upstream) {
     let control = controldata::read(&primary.ctx).await.expect("control data");
     for client in [
-        connect::replication_local(&primary.ctx).await.expect("local"),
-        connect::replication(&standby.ctx, upstream, Role::Replication).await.expect("remote"),
+        connect::replication_local(&primary.ctx)
+            .await
+            .expect("local"),
+        connect::replication(&standby.ctx, upstream, Role::Replication)
+            .await
+            .expect("remote"),
     ] {
-        let answer = client.simple_query("IDENTIFY_SYSTEM").await.expect("walsender");
+        let answer = client
+            .simple_query("IDENTIFY_SYSTEM")
+            .await
+            .expect("walsender");
         let found = answer.iter().any(|message| match message {
             tokio_postgres::SimpleQueryMessage::Row(row) => {
                 row.get(0) == Some(control.system_id.to_string().as_str())
@@ -425,8 +512,13 @@ async fn check_walsender(primary: &Node, standby: &Node, upstream: &Upstream) {
         });
         assert!(found, "{answer:?}");
     }
-    let client = connect::remote(&standby.ctx, upstream, Role::Rewind).await.expect("remote");
-    let row = client.query_one("SHOW statement_timeout", &[]).await.expect("query");
+    let client = connect::remote(&standby.ctx, upstream, Role::Rewind)
+        .await
+        .expect("remote");
+    let row = client
+        .query_one("SHOW statement_timeout", &[])
+        .await
+        .expect("query");
     assert_eq!(row.get::<_, String>(0), "2s");
 }
 
@@ -437,26 +529,54 @@ async fn check_slots(primary: &Node, state: &mut ProbeState) {
         create_logical: vec![("l".into(), "postgres".into(), "pgoutput".into())],
         ..SlotPlan::default()
     };
-    assert_eq!(slots::carry_out(&primary.ctx, &plan).await, Vec::<String>::new());
+    assert_eq!(
+        slots::carry_out(&primary.ctx, &plan).await,
+        Vec::<String>::new()
+    );
     let client = connect::superuser(&primary.ctx).await.expect("connect");
-    client.batch_execute("CREATE TABLE t AS SELECT generate_series(1,1000)").await.expect("write");
-    let end = primary.until(state, |s| answer(s).filter(|s| s.slots.len() == 3)).await.flush_lsn;
+    client
+        .batch_execute("CREATE TABLE t AS SELECT generate_series(1,1000)")
+        .await
+        .expect("write");
+    let end = primary
+        .until(state, |s| answer(s).filter(|s| s.slots.len() == 3))
+        .await
+        .flush_lsn;
     assert!(end > sample.flush_lsn);
     let plan = SlotPlan {
         advance: vec![("p".into(), end)],
         advance_logical: vec![("l".into(), "postgres".into(), end)],
         ..SlotPlan::default()
     };
-    assert_eq!(slots::carry_out(&primary.ctx, &plan).await, Vec::<String>::new());
-    assert_eq!(slots::carry_out(&primary.ctx, &plan).await, Vec::<String>::new(), "twice");
+    assert_eq!(
+        slots::carry_out(&primary.ctx, &plan).await,
+        Vec::<String>::new()
+    );
+    assert_eq!(
+        slots::carry_out(&primary.ctx, &plan).await,
+        Vec::<String>::new(),
+        "twice"
+    );
     let sample = primary.until(state, answer).await;
-    let slot = |name: &str| sample.slots.iter().find(|s| s.name == name).expect("exists").clone();
+    let slot = |name: &str| {
+        sample
+            .slots
+            .iter()
+            .find(|s| s.name == name)
+            .expect("exists")
+            .clone()
+    };
     assert_eq!(slot("p").restart_lsn, end);
     assert_eq!(slot("l").confirmed_flush_lsn, end);
     assert_eq!(slot("l").plugin.as_deref(), Some("pgoutput"));
-    let plan =
-        SlotPlan { drop: vec!["p".into(), "l".into(), "gone".into()], ..SlotPlan::default() };
-    assert_eq!(slots::carry_out(&primary.ctx, &plan).await, Vec::<String>::new());
+    let plan = SlotPlan {
+        drop: vec!["p".into(), "l".into(), "gone".into()],
+        ..SlotPlan::default()
+    };
+    assert_eq!(
+        slots::carry_out(&primary.ctx, &plan).await,
+        Vec::<String>::new()
+    );
     let sample = primary.until(state, answer).await;
     assert_eq!(sample.slots.len(), 1, "{:?}", sample.slots);
 }
@@ -468,19 +588,36 @@ async fn check_slot_copy(
     follow: &ConfState,
     state: &mut ProbeState,
 ) {
-    let logical = ("copied".to_owned(), "postgres".to_owned(), "pgoutput".to_owned());
-    let plan = SlotPlan { create_logical: vec![logical], ..SlotPlan::default() };
-    assert_eq!(slots::carry_out(&primary.ctx, &plan).await, Vec::<String>::new());
+    let logical = (
+        "copied".to_owned(),
+        "postgres".to_owned(),
+        "pgoutput".to_owned(),
+    );
+    let plan = SlotPlan {
+        create_logical: vec![logical],
+        ..SlotPlan::default()
+    };
+    assert_eq!(
+        slots::carry_out(&primary.ctx, &plan).await,
+        Vec::<String>::new()
+    );
     let names = ["copied".to_owned(), "gone".to_owned()];
-    let files = slots::fetch(&standby.ctx, &follow.upstream, &names).await.expect("fetch");
+    let files = slots::fetch(&standby.ctx, &follow.upstream, &names)
+        .await
+        .expect("fetch");
     assert_eq!(files.len(), 1);
     standby.stop(Signal::SIGINT);
     slots::install(&standby.data(), &files).expect("install");
     standby.start(follow).await;
     let copied = standby
-        .until(state, |seen| answer(seen)?.slots.into_iter().find(|s| s.name == "copied"))
+        .until(state, |seen| {
+            answer(seen)?.slots.into_iter().find(|s| s.name == "copied")
+        })
         .await;
-    assert!(copied.logical && copied.confirmed_flush_lsn > Lsn::NONE && !copied.lost, "{copied:?}");
+    assert!(
+        copied.logical && copied.confirmed_flush_lsn > Lsn::NONE && !copied.lost,
+        "{copied:?}"
+    );
 }
 
 /// A promise not to follow stops the receiver with a reload, and only recovery settings of ours are in
@@ -495,14 +632,29 @@ async fn check_promise(standby: &mut Node, upstream: &Upstream, state: &mut Prob
         cut_off: true,
         ..PRIMARY
     };
-    assert!(conf::write(&standby.ctx, &cut).await.expect("write").changed);
-    assert!(!conf::write(&standby.ctx, &cut).await.expect("write").changed, "the same again");
+    assert!(
+        conf::write(&standby.ctx, &cut)
+            .await
+            .expect("write")
+            .changed
+    );
+    assert!(
+        !conf::write(&standby.ctx, &cut)
+            .await
+            .expect("write")
+            .changed,
+        "the same again"
+    );
     standby.signal(Signal::SIGHUP);
     let sample = standby
         .until(state, |seen| answer(seen).filter(|s| s.receiver.is_none()))
         .await;
     assert!(!sample.has_restore_command);
-    assert_eq!(sample.timeline, Some(Timeline(1)), "known without a receiver");
+    assert_eq!(
+        sample.timeline,
+        Some(Timeline(1)),
+        "known without a receiver"
+    );
     assert!(sample.receive_lsn > Lsn::NONE);
     standby.stop(Signal::SIGINT);
 }
@@ -515,8 +667,14 @@ async fn check_shutdown(primary: &mut Node, state: &mut ProbeState) {
     assert_eq!(control.state, ControlState::ShutDown);
     assert!(control.rewindable, "wal_log_hints is on");
     let end = control.checkpoint_end.expect("pg_waldump knows");
-    assert!(end > control.checkpoint && end.bytes_ahead_of(control.checkpoint) < 256, "{end}");
-    assert_eq!(controldata::checkpoint_end(&primary.ctx, &control).await, Some(end));
+    assert!(
+        end > control.checkpoint && end.bytes_ahead_of(control.checkpoint) < 256,
+        "{end}"
+    );
+    assert_eq!(
+        controldata::checkpoint_end(&primary.ctx, &control).await,
+        Some(end)
+    );
 }
 
 #[tokio::test]
@@ -526,7 +684,9 @@ async fn frozen_and_unwilling_servers_get_their_verdict_in_time() {
     }
     let mut state = ProbeState::default();
     let mut node = started_primary("verdicts", 22020, &mut state).await;
-    let client = connect::superuser_to(&node.ctx, None, "test").await.expect("connect");
+    let client = connect::superuser_to(&node.ctx, None, "test")
+        .await
+        .expect("connect");
     let query = "SELECT pid FROM pg_stat_activity WHERE application_name = 'Patroni heartbeat'";
     let rows = client.query(query, &[]).await.expect("query");
     let backends: Vec<i32> = rows.iter().map(|row| row.get(0)).collect();
@@ -548,14 +708,21 @@ async fn frozen_and_unwilling_servers_get_their_verdict_in_time() {
     // A smart shutdown waits for the session above and lets nobody in.
     node.signal(Signal::SIGTERM);
     let mut fresh = ProbeState::default();
-    node.until(&mut fresh, |seen| (seen.sql == Sql::Rejecting).then_some(())).await;
+    node.until(&mut fresh, |seen| {
+        (seen.sql == Sql::Rejecting).then_some(())
+    })
+    .await;
     drop(client);
     drop(state);
     let mut server = node.server.take().expect("runs");
     let started = Instant::now();
     // Not a blocking wait: the closed sessions say good-bye in tasks of this thread.
     while server.try_wait().expect("wait").is_none() {
-        assert!(started.elapsed() < Duration::from_secs(20), "{}", node.log());
+        assert!(
+            started.elapsed() < Duration::from_secs(20),
+            "{}",
+            node.log()
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let seen = node.sample(&mut fresh).await;
@@ -570,7 +737,10 @@ async fn timed(node: &Node, state: &mut ProbeState) -> Sql {
     let started = Instant::now();
     let seen = node.sample(state).await;
     let took = started.elapsed();
-    assert!(took < probe::SQL_LIMIT + Duration::from_millis(700), "{took:?}");
+    assert!(
+        took < probe::SQL_LIMIT + Duration::from_millis(700),
+        "{took:?}"
+    );
     assert_eq!(seen.process, Process::Alive { pid: node.pid() });
     seen.sql
 }
@@ -584,17 +754,34 @@ async fn check_pending(node: &mut Node, state: &mut ProbeState) {
     });
     let client = connect::superuser(&node.ctx).await.expect("connect");
     let running = conf::running_settings(&client).await.expect("settings");
-    let wanted = conf::wanted_settings(&node.ctx, &PRIMARY).await.expect("settings");
+    let wanted = conf::wanted_settings(&node.ctx, &PRIMARY)
+        .await
+        .expect("settings");
     let changes = conf::changed_settings(&wanted, &wanted, &running);
     let changed = |old: &str, new: &str| (old.to_owned(), Some(new.to_owned()));
-    assert_eq!(changes.restart.get("max_connections"), Some(&changed("40", "50")));
-    assert_eq!(changes.reload, BTreeMap::from([("work_mem".into(), changed("4MB", "5MB"))]));
+    assert_eq!(
+        changes.restart.get("max_connections"),
+        Some(&changed("40", "50"))
+    );
+    assert_eq!(
+        changes.reload,
+        BTreeMap::from([("work_mem".into(), changed("4MB", "5MB"))])
+    );
 
-    assert!(conf::write(&node.ctx, &PRIMARY).await.expect("write").changed);
+    assert!(
+        conf::write(&node.ctx, &PRIMARY)
+            .await
+            .expect("write")
+            .changed
+    );
     state.conf.generation += 1;
     node.signal(Signal::SIGHUP);
     let pending = node
-        .until(state, |seen| answer(seen).map(|s| s.pending_restart).filter(|p| p.len() == 2))
+        .until(state, |seen| {
+            answer(seen)
+                .map(|s| s.pending_restart)
+                .filter(|p| p.len() == 2)
+        })
         .await;
     let both = |old: &str, new: &str| (old.to_owned(), new.to_owned());
     assert_eq!(pending.get("max_connections"), Some(&both("40", "50")));
@@ -602,7 +789,10 @@ async fn check_pending(node: &mut Node, state: &mut ProbeState) {
 }
 
 async fn check_sync_names(node: &Node, state: &mut ProbeState) {
-    let sync = ConfState { sync_names: Some("ANY 1 (a,\"b-c\")".into()), ..PRIMARY };
+    let sync = ConfState {
+        sync_names: Some("ANY 1 (a,\"b-c\")".into()),
+        ..PRIMARY
+    };
     conf::write(&node.ctx, &sync).await.expect("write");
     node.signal(Signal::SIGHUP);
     node.until(state, |seen| {
@@ -622,13 +812,20 @@ async fn a_leaf_that_is_its_own_anchor_is_accepted() {
     initdb(&node);
     let cert = node.dir.join("server.crt");
     let key = node.dir.join("server.key");
-    for (cert, key) in [(&cert, &key), (&node.dir.join("other.crt"), &node.dir.join("other.key"))] {
+    for (cert, key) in [
+        (&cert, &key),
+        (&node.dir.join("other.crt"), &node.dir.join("other.key")),
+    ] {
         self_signed(cert, key);
     }
-    let (cert_text, key_text) = (cert.to_string_lossy().into_owned(), key.to_string_lossy().into_owned());
+    let (cert_text, key_text) = (
+        cert.to_string_lossy().into_owned(),
+        key.to_string_lossy().into_owned(),
+    );
     node.configure(|pg| {
         pg.parameters.insert("ssl".into(), json!(true));
-        pg.parameters.insert("ssl_cert_file".into(), json!(cert_text.clone()));
+        pg.parameters
+            .insert("ssl_cert_file".into(), json!(cert_text.clone()));
         pg.parameters.insert("ssl_key_file".into(), json!(key_text));
         pg.pg_hba = Some(vec!["hostssl all all 127.0.0.1/32 scram-sha-256".into()]);
         pg.use_unix_socket = false;
@@ -658,8 +855,8 @@ async fn a_leaf_that_is_its_own_anchor_is_accepted() {
 
 fn self_signed(cert: &Path, key: &Path) {
     let pair = rcgen::KeyPair::generate().expect("key");
-    let mut params = rcgen::CertificateParams::new(vec!["127.0.0.1".into(), "localhost".into()])
-        .expect("names");
+    let mut params =
+        rcgen::CertificateParams::new(vec!["127.0.0.1".into(), "localhost".into()]).expect("names");
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let made = params.self_signed(&pair).expect("certificate");
     fs::write(cert, made.pem()).expect("write");

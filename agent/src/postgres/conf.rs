@@ -80,7 +80,11 @@ pub enum ConfError {
 
 fn at(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ConfError {
     let path = path.to_owned();
-    move |source| ConfError::File { operation, path, source }
+    move |source| ConfError::File {
+        operation,
+        path,
+        source,
+    }
 }
 
 /// Writes `postgresql.conf`, `pg_hba.conf`, `pg_ident.conf` and the signal files, each atomically, and
@@ -96,8 +100,7 @@ pub async fn write(ctx: &PgContext, state: &ConfState) -> Result<Written, ConfEr
         }
         _ => None,
     };
-    let recovery =
-        settings::recovery_settings(&config, &ctx.cluster(), state, conninfo, version);
+    let recovery = settings::recovery_settings(&config, &ctx.cluster(), state, conninfo, version);
     let state = state.clone();
     let job = tokio::task::spawn_blocking(move || write_files(&config, &state, &server, &recovery));
     match tokio::time::timeout(WRITE_LIMIT, job).await {
@@ -130,16 +133,28 @@ pub async fn command_line(ctx: &PgContext, state: &ConfState) -> Result<Vec<OsSt
             );
         }
     }
-    Ok(render_command(ctx.bin("postgres"), &config.postgresql, &server))
+    Ok(render_command(
+        ctx.bin("postgres"),
+        &config.postgresql,
+        &server,
+    ))
 }
 
 fn render_command(program: PathBuf, pg: &PostgresConfig, server: &Settings) -> Vec<OsString> {
     let mut config_file = OsString::from("--config_file=");
     config_file.push(main_file(pg));
-    let mut command =
-        vec![program.into(), OsString::from("-D"), pg.data_dir.clone().into(), config_file];
+    let mut command = vec![
+        program.into(),
+        OsString::from("-D"),
+        pg.data_dir.clone().into(),
+        config_file,
+    ];
     let enforced = settings::enforced(server);
-    command.extend(enforced.iter().map(|(name, value)| format!("--{name}={value}").into()));
+    command.extend(
+        enforced
+            .iter()
+            .map(|(name, value)| format!("--{name}={value}").into()),
+    );
     command
 }
 
@@ -176,8 +191,14 @@ fn write_files(
 /// Directories that PostgreSQL expects and a fresh container lacks (`configuration.md` 8.3).
 fn create_directories(pg: &PostgresConfig, server: &Settings) {
     let lists = ["unix_socket_directories", "stats_temp_directory"];
-    let wanted = lists.iter().filter_map(|name| server.get(*name)).flat_map(|list| list.split(','));
-    for dir in wanted.map(|dir| dir.trim().trim_matches('"')).filter(|dir| !dir.is_empty()) {
+    let wanted = lists
+        .iter()
+        .filter_map(|name| server.get(*name))
+        .flat_map(|list| list.split(','));
+    for dir in wanted
+        .map(|dir| dir.trim().trim_matches('"'))
+        .filter(|dir| !dir.is_empty())
+    {
         // An abstract socket is no directory.
         if dir.starts_with('@') {
             continue;
@@ -203,7 +224,9 @@ fn keep_base(pg: &PostgresConfig) -> Result<(), ConfError> {
         Some(text) if !String::from_utf8_lossy(&text).contains(&include) => {
             std::fs::rename(&main, &base).map_err(at("rename", &main))
         }
-        Some(_) | None => write_durably(&base, b"", mode_for(pg, &base)).map_err(at("write", &base)),
+        Some(_) | None => {
+            write_durably(&base, b"", mode_for(pg, &base)).map_err(at("write", &base))
+        }
     }
 }
 
@@ -227,7 +250,10 @@ fn render(pg: &PostgresConfig, server: &Settings, recovery: &Settings) -> String
     let mut line = |name: &str, value: &str| {
         text.push_str(&format!("{name} = '{}'\n", escape(value)));
     };
-    for (name, value) in server.iter().filter(|(name, _)| !last.contains(&name.as_str())) {
+    for (name, value) in server
+        .iter()
+        .filter(|(name, _)| !last.contains(&name.as_str()))
+    {
         line(name, value);
     }
     for (name, value) in last.iter().filter_map(|name| server.get_key_value(*name)) {
@@ -277,7 +303,9 @@ fn mode_for(pg: &PostgresConfig, path: &Path) -> u32 {
     // The umask cannot be read without being set, except here.
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let umask = status.lines().find_map(|line| line.strip_prefix("Umask:"));
-    let umask = umask.and_then(|text| u32::from_str_radix(text.trim(), 8).ok()).unwrap_or(0o022);
+    let umask = umask
+        .and_then(|text| u32::from_str_radix(text.trim(), 8).ok())
+        .unwrap_or(0o022);
     0o666 & !umask
 }
 
@@ -305,7 +333,9 @@ fn write_hba(pg: &PostgresConfig, state: &ConfState) -> Result<bool, ConfError> 
 /// beats ours.
 fn clean_auto_conf(pg: &PostgresConfig) -> Result<bool, ConfError> {
     let path = pg.data_dir.join("postgresql.auto.conf");
-    let Some(old) = read_small(&path).map_err(at("read", &path))? else { return Ok(false) };
+    let Some(old) = read_small(&path).map_err(at("read", &path))? else {
+        return Ok(false);
+    };
     let old = String::from_utf8_lossy(&old).into_owned();
     let cleaned = without_recovery_settings(&old);
     if cleaned == old {
@@ -317,10 +347,14 @@ fn clean_auto_conf(pg: &PostgresConfig) -> Result<bool, ConfError> {
 fn without_recovery_settings(text: &str) -> String {
     let sets_recovery = |line: &str| {
         let line = line.trim_start();
-        let end = line.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(line.len());
+        let end = line
+            .find(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+            .unwrap_or(line.len());
         guc::is_recovery_setting(&line.get(..end).unwrap_or_default().to_ascii_lowercase())
     };
-    text.split_inclusive('\n').filter(|line| !sets_recovery(line)).collect()
+    text.split_inclusive('\n')
+        .filter(|line| !sets_recovery(line))
+        .collect()
 }
 
 fn write_signal_files(pg: &PostgresConfig, state: &ConfState) -> Result<bool, ConfError> {
@@ -384,12 +418,17 @@ pub fn changed_settings(
             }
             None if name.contains('.') && before.get(name) != Some(value) => {
                 let old = before.get(name).cloned().unwrap_or_default();
-                changes.reload.insert(name.clone(), (old, Some(value.clone())));
+                changes
+                    .reload
+                    .insert(name.clone(), (old, Some(value.clone())));
             }
             None => {}
         }
     }
-    for name in before.keys().filter(|name| plain(name) && !wanted.contains_key(*name)) {
+    for name in before
+        .keys()
+        .filter(|name| plain(name) && !wanted.contains_key(*name))
+    {
         match running.get(name) {
             Some(row) if row.boot_value.as_deref() != Some(&row.setting) => {
                 changes.note(name, row, None);
@@ -403,7 +442,11 @@ pub fn changed_settings(
 impl Changes {
     fn note(&mut self, name: &str, row: &Setting, new: Option<String>) {
         let old = guc::human(&row.setting, row);
-        let kind = if row.context == "postmaster" { &mut self.restart } else { &mut self.reload };
+        let kind = if row.context == "postmaster" {
+            &mut self.restart
+        } else {
+            &mut self.reload
+        };
         kind.insert(name.to_owned(), (old, new));
     }
 }
@@ -416,7 +459,11 @@ fn same_with_defaults(
     running: &BTreeMap<String, Setting>,
 ) -> bool {
     if name == "wal_buffers" && guc::parse_int(value, row.unit.as_deref()) == Some(-1) {
-        let number = |name: &str| running.get(name).and_then(|row| row.setting.parse::<i64>().ok());
+        let number = |name: &str| {
+            running
+                .get(name)
+                .and_then(|row| row.setting.parse::<i64>().ok())
+        };
         let segment_blocks = number("wal_segment_size").unwrap_or(16 << 20) / 8192;
         let automatic = number("shared_buffers")
             .map(|buffers| (buffers / 32).max(8).min(segment_blocks.max(8)));
@@ -458,4 +505,128 @@ pub async fn running_settings(
 /// [`changed_settings`].
 pub async fn wanted_settings(ctx: &PgContext, state: &ConfState) -> Result<Settings, ConfError> {
     checked_settings(ctx, &ctx.config(), state).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn values_are_escaped_as_the_file_format_wants_it() {
+        assert_eq!(escape("it's"), "it''s");
+        assert_eq!(escape("a\\b\nc\0"), "a\\\\b\\nc");
+        assert_eq!(include_line("a'b.conf"), "include 'a''b.conf'");
+    }
+
+    #[test]
+    fn only_recovery_settings_leave_the_auto_file() {
+        let text = "# primary_conninfo\nPrimary_ConnInfo='x'\n  restore_command = 'y'\n\
+                    primary_conninfo_old = 'z'\nwork_mem='1MB'";
+        assert_eq!(
+            without_recovery_settings(text),
+            "# primary_conninfo\nprimary_conninfo_old = 'z'\nwork_mem='1MB'"
+        );
+    }
+
+    fn setting(setting: &str, vartype: &str, unit: Option<&str>, context: &str) -> Setting {
+        Setting {
+            setting: setting.into(),
+            unit: unit.map(str::to_owned),
+            vartype: vartype.into(),
+            context: context.into(),
+            boot_value: Some(String::from("0")),
+        }
+    }
+
+    fn map<V: Clone>(pairs: &[(&str, V)]) -> BTreeMap<String, V> {
+        pairs
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), value.clone()))
+            .collect()
+    }
+
+    #[test]
+    fn changes_are_told_by_what_they_need() {
+        let running = map(&[
+            (
+                "max_connections",
+                setting("100", "integer", None, "postmaster"),
+            ),
+            ("work_mem", setting("4096", "integer", Some("kB"), "user")),
+            (
+                "log_connections",
+                setting("on", "bool", None, "superuser-backend"),
+            ),
+            (
+                "statement_timeout",
+                setting("5000", "integer", Some("ms"), "user"),
+            ),
+            ("block_size", setting("8192", "integer", None, "internal")),
+        ]);
+        let text = |pairs: &[(&str, &str)]| -> Settings {
+            map(pairs)
+                .into_iter()
+                .map(|(name, value)| (name, value.to_owned()))
+                .collect()
+        };
+        let wanted = text(&[
+            ("max_connections", "0x65"),
+            ("work_mem", "4MB"),
+            ("log_connections", "True"),
+            ("block_size", "4096"),
+            ("my.setting", "2"),
+            ("same.setting", "1"),
+        ]);
+        let before = text(&[
+            ("my.setting", "1"),
+            ("same.setting", "1"),
+            ("statement_timeout", "5s"),
+        ]);
+        let changes = changed_settings(&wanted, &before, &running);
+        let changed = |old: &str, new: Option<&str>| (old.to_owned(), new.map(str::to_owned));
+        assert_eq!(
+            changes.restart,
+            map(&[("max_connections", changed("100", Some("101")))])
+        );
+        assert_eq!(
+            changes.reload,
+            map(&[
+                ("my.setting", changed("1", Some("2"))),
+                ("statement_timeout", changed("5s", None))
+            ])
+        );
+        assert!(!changes.is_empty());
+    }
+
+    #[test]
+    fn automatic_wal_buffers_are_no_change() {
+        let running = map(&[
+            (
+                "wal_buffers",
+                setting("512", "integer", Some("8kB"), "postmaster"),
+            ),
+            (
+                "shared_buffers",
+                setting("16384", "integer", Some("8kB"), "postmaster"),
+            ),
+            (
+                "wal_segment_size",
+                setting("16777216", "integer", Some("B"), "internal"),
+            ),
+        ]);
+        let wanted = |value: &str| Settings::from([("wal_buffers".to_owned(), value.to_owned())]);
+        assert!(changed_settings(&wanted("-1"), &Settings::new(), &running).is_empty());
+        assert!(!changed_settings(&wanted("8MB"), &Settings::new(), &running).is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn an_escaped_value_stays_on_its_line_and_inside_its_quotes(value in "\\PC*|[\n\r'\\\\]*") {
+            let escaped = escape(&value);
+            prop_assert!(!escaped.contains(['\n', '\r', '\0']));
+            let quotes = escaped.replace("\\\\", "").replace("''", "");
+            prop_assert!(!quotes.contains('\''));
+        }
+    }
 }

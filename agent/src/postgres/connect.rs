@@ -123,7 +123,12 @@ pub async fn direct(
             .collect(),
     };
     let application_name = "garden-agent";
-    let session = Session { database, application_name, credentials, kind: SessionKind::Plain };
+    let session = Session {
+        database,
+        application_name,
+        credentials,
+        kind: SessionKind::Plain,
+    };
     first_of(&addresses, &session).await
 }
 
@@ -200,9 +205,14 @@ pub async fn conninfo(
 ) -> Result<String, ConnectError> {
     let config = ctx.config();
     let pg = &config.postgresql;
-    let version = ctx.major_version().await.map_err(|err| ConnectError::Other(err.to_string()))?;
+    let version = ctx
+        .major_version()
+        .await
+        .map_err(|err| ConnectError::Other(err.to_string()))?;
     let passwords = target::passfile(pg, &target::remote(upstream)?);
-    let with_passfile = target::credentials(pg, target::role_of(kind)).password.is_some();
+    let with_passfile = target::credentials(pg, target::role_of(kind))
+        .password
+        .is_some();
     if let Some(text) = passwords {
         write_passfile(pg.pgpass.clone(), text).await?;
     }
@@ -213,7 +223,11 @@ pub async fn conninfo(
 pub async fn local_conninfo(ctx: &PgContext) -> Result<String, ConnectError> {
     let config = ctx.config();
     let pg = &config.postgresql;
-    let (host, port) = match target::local(ctx, pg.use_unix_socket).await.into_iter().next() {
+    let (host, port) = match target::local(ctx, pg.use_unix_socket)
+        .await
+        .into_iter()
+        .next()
+    {
         Some(Address::Socket(dir, port)) => (dir.to_string_lossy().into_owned(), port),
         Some(Address::Tcp(host, port)) => (host, port),
         None => return Err(ConnectError::NoAddress(String::from("no local address"))),
@@ -223,7 +237,12 @@ pub async fn local_conninfo(ctx: &PgContext) -> Result<String, ConnectError> {
     }
     let port = port.to_string();
     let user = user_of(&pg.superuser);
-    let words = [("dbname", &pg.database), ("user", &user), ("host", &host), ("port", &port)];
+    let words = [
+        ("dbname", &pg.database),
+        ("user", &user),
+        ("host", &host),
+        ("port", &port),
+    ];
     let quoted = |value: &str| value.replace('\\', "\\\\").replace('\'', "\\'");
     let words = words.map(|(name, value)| format!("{name}='{}'", quoted(value)));
     Ok(words.join(" "))
@@ -326,7 +345,9 @@ async fn limited(
     tokio::time::timeout(CONNECT_LIMIT, open(address, session, mode))
         .await
         .unwrap_or_else(|_| {
-            Err(ConnectError::Silent(format!("no session within {CONNECT_LIMIT:?}")))
+            Err(ConnectError::Silent(format!(
+                "no session within {CONNECT_LIMIT:?}"
+            )))
         })
 }
 
@@ -340,8 +361,14 @@ async fn open(
     match address {
         Address::Socket(dir, port) => {
             let path = dir.join(format!(".s.PGSQL.{port}"));
-            let socket = UnixStream::connect(&path).await.map_err(|err| unreachable(&err))?;
-            hand_over(config.connect_raw(Startup::new(socket, replication), NoTls).await)
+            let socket = UnixStream::connect(&path)
+                .await
+                .map_err(|err| unreachable(&err))?;
+            hand_over(
+                config
+                    .connect_raw(Startup::new(socket, replication), NoTls)
+                    .await,
+            )
         }
         Address::Tcp(host, port) => {
             let socket = TcpStream::connect((host.as_str(), *port))
@@ -359,7 +386,17 @@ async fn open(
                     &mut maker, host,
                 )
                 .map_err(|err| ConnectError::Other(err.to_string()))?;
-            hand_over(config.connect_raw(stream, Inside { connector, replication }).await)
+            hand_over(
+                config
+                    .connect_raw(
+                        stream,
+                        Inside {
+                            connector,
+                            replication,
+                        },
+                    )
+                    .await,
+            )
         }
     }
 }
@@ -388,7 +425,9 @@ fn unreachable(err: &io::Error) -> ConnectError {
             ConnectError::Refused(err.to_string())
         }
         // A Unix socket with a full backlog.
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => ConnectError::Silent(err.to_string()),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            ConnectError::Silent(err.to_string())
+        }
         _ => ConnectError::Other(err.to_string()),
     }
 }
@@ -401,7 +440,11 @@ pub(super) fn classify(err: &tokio_postgres::Error) -> ConnectError {
         // The server hung up: it crashed, or it is out of memory. It is there all the same.
         let io_error = std::error::Error::source(err).is_some_and(|e| e.is::<io::Error>());
         let hung_up = err.is_closed() || (io_error && !text.contains("TLS"));
-        return if hung_up { ConnectError::Silent(text) } else { ConnectError::Other(text) };
+        return if hung_up {
+            ConnectError::Silent(text)
+        } else {
+            ConnectError::Other(text)
+        };
     };
     let text = format!("{} ({})", db.message(), db.code().code());
     let code = db.code();
@@ -459,7 +502,11 @@ impl TlsMode {
 
 impl Session<'_> {
     fn option(&self, key: &str) -> Option<&str> {
-        self.credentials.options.get(key).map(String::as_str).filter(|value| !value.is_empty())
+        self.credentials
+            .options
+            .get(key)
+            .map(String::as_str)
+            .filter(|value| !value.is_empty())
     }
 
     /// The startup packet and what comes before it.
@@ -491,7 +538,9 @@ impl Session<'_> {
         }
         config.channel_binding(match self.option("channel_binding") {
             Some("require") if mode == TlsMode::Disable => {
-                return Err(ConnectError::Other(String::from("channel binding needs TLS")));
+                return Err(ConnectError::Other(String::from(
+                    "channel binding needs TLS",
+                )));
             }
             Some("require") => ChannelBinding::Require,
             Some("disable") => ChannelBinding::Disable,
@@ -511,20 +560,27 @@ impl Session<'_> {
             None if verified => default_root().map_or(Trust::System, Trust::Ca),
             None => Trust::Anybody,
         };
-        let certificate = self
-            .option("sslcert")
-            .map(|cert| (PathBuf::from(cert), self.option("sslkey").map(PathBuf::from)));
+        let certificate = self.option("sslcert").map(|cert| {
+            (
+                PathBuf::from(cert),
+                self.option("sslkey").map(PathBuf::from),
+            )
+        });
         let tls = ClientTls {
             trust,
             any_host_name: mode != TlsMode::VerifyFull,
             certificate,
-            key_password: self.option("sslpassword").map(crate::config::secret::Secret::new),
+            key_password: self
+                .option("sslpassword")
+                .map(crate::config::secret::Secret::new),
         };
         let built = pgdata::on_disk(move || tls::client_config(&tls)).await;
         match built {
             Some(Ok(config)) => Ok((*config).clone()),
             Some(Err(err)) => Err(ConnectError::Other(err.to_string())),
-            None => Err(ConnectError::Other(String::from("reading certificates takes too long"))),
+            None => Err(ConnectError::Other(String::from(
+                "reading certificates takes too long",
+            ))),
         }
     }
 }

@@ -88,7 +88,11 @@ impl PgContext {
         config: watch::Receiver<Arc<AgentConfig>>,
         cluster: watch::Receiver<Arc<ClusterConfig>>,
     ) -> Self {
-        Self { config, cluster, cache: Arc::default() }
+        Self {
+            config,
+            cluster,
+            cache: Arc::default(),
+        }
     }
 
     /// The configuration in force at this moment.
@@ -110,7 +114,11 @@ impl PgContext {
     /// looked up in `PATH` when it is run.
     pub fn bin(&self, name: &str) -> PathBuf {
         let config = self.config.borrow();
-        let program = config.postgresql.bin_name.get(name).map_or(name, String::as_str);
+        let program = config
+            .postgresql
+            .bin_name
+            .get(name)
+            .map_or(name, String::as_str);
         match &config.postgresql.bin_dir {
             Some(dir) if !dir.as_os_str().is_empty() => dir.join(program),
             Some(_) | None => PathBuf::from(program),
@@ -120,11 +128,17 @@ impl PgContext {
     /// Major version of the binaries, for example 15; asked once of `postgres --version`.
     pub async fn major_version(&self) -> Result<u32, ProgramError> {
         let program = self.bin("postgres");
-        let known = self.cache.lock().ok().and_then(|cache| cache.version.clone());
+        let known = self
+            .cache
+            .lock()
+            .ok()
+            .and_then(|cache| cache.version.clone());
         if let Some((_, version)) = known.filter(|(asked, _)| *asked == program) {
             return Ok(version);
         }
-        let printed = self.run("postgres", &["--version"], SHORT_PROGRAM_LIMIT).await?;
+        let printed = self
+            .run("postgres", &["--version"], SHORT_PROGRAM_LIMIT)
+            .await?;
         let version = parse_version(&printed.stdout).ok_or_else(|| ProgramError::Answer {
             program: program.display().to_string(),
             text: printed.stdout.chars().take(80).collect(),
@@ -141,7 +155,11 @@ impl PgContext {
         given: &BTreeMap<String, String>,
     ) -> Option<BTreeMap<String, String>> {
         let cache = self.cache.lock().ok()?;
-        cache.judged.as_ref().filter(|(known, _)| known == given).map(|(_, good)| good.clone())
+        cache
+            .judged
+            .as_ref()
+            .filter(|(known, _)| known == given)
+            .map(|(_, good)| good.clone())
     }
 
     /// Remembers a verdict.
@@ -192,7 +210,10 @@ impl PgContext {
             .kill_on_drop(true);
         let output = tokio::time::timeout(limit, command.output())
             .await
-            .map_err(|_| ProgramError::Timeout { program: program.clone(), limit })?
+            .map_err(|_| ProgramError::Timeout {
+                program: program.clone(),
+                limit,
+            })?
             .map_err(|source| ProgramError::Spawn { program, source })?;
         Ok(Printed {
             status: output.status,
@@ -205,7 +226,9 @@ impl PgContext {
 /// The major version in `postgres (PostgreSQL) 15.18 (Debian …)`, also of `17beta1` and `18devel`.
 fn parse_version(text: &str) -> Option<u32> {
     let after = text.split_once(')')?.1.trim_start();
-    let digits = after.find(|c: char| !c.is_ascii_digit()).unwrap_or(after.len());
+    let digits = after
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(after.len());
     after.get(..digits)?.parse().ok()
 }
 
@@ -216,7 +239,10 @@ mod tests {
     #[test]
     fn versions_are_read_from_releases_betas_and_packages() {
         for (text, version) in [
-            ("postgres (PostgreSQL) 15.18 (Debian 15.18-1.pgdg12+1)\n", Some(15)),
+            (
+                "postgres (PostgreSQL) 15.18 (Debian 15.18-1.pgdg12+1)\n",
+                Some(15),
+            ),
             ("postgres (PostgreSQL) 17beta1", Some(17)),
             ("postgres (PostgreSQL) 18devel", Some(18)),
             ("postgres", None),

@@ -54,8 +54,13 @@ pub async fn read(ctx: &PgContext) -> Result<ControlData, ControlError> {
 /// Reads the control file, without a look at the WAL.
 pub async fn read_all(ctx: &PgContext) -> Result<Control, ControlError> {
     let dir = ctx.data_dir();
-    let printed =
-        ctx.run("pg_controldata", &["-D", &dir.to_string_lossy()], SHORT_PROGRAM_LIMIT).await?;
+    let printed = ctx
+        .run(
+            "pg_controldata",
+            &["-D", &dir.to_string_lossy()],
+            SHORT_PROGRAM_LIMIT,
+        )
+        .await?;
     parse(&printed.stdout)
 }
 
@@ -74,9 +79,20 @@ async fn record_end(ctx: &PgContext, control: &Control) -> Option<Lsn> {
     let start = control.data.checkpoint.some()?;
     let wal = ctx.data_dir().join("pg_wal");
     let (timeline, start_text) = (control.data.timeline.to_string(), start.to_string());
-    let args =
-        ["-p", &wal.to_string_lossy(), "-t", &timeline, "-s", &start_text, "-n", "1"];
-    let printed = ctx.run_any_status("pg_waldump", &args, SHORT_PROGRAM_LIMIT).await.ok()?;
+    let args = [
+        "-p",
+        &wal.to_string_lossy(),
+        "-t",
+        &timeline,
+        "-s",
+        &start_text,
+        "-n",
+        "1",
+    ];
+    let printed = ctx
+        .run_any_status("pg_waldump", &args, SHORT_PROGRAM_LIMIT)
+        .await
+        .ok()?;
     let length = parse_record_length(&printed.stdout)?;
     end_of_record(start, length, control.wal_page, control.wal_segment)
 }
@@ -85,7 +101,14 @@ async fn record_end(ctx: &PgContext, control: &Control) -> Option<Lsn> {
 fn parse_record_length(text: &str) -> Option<u64> {
     let line = text.lines().find(|line| line.contains("CHECKPOINT"))?;
     let (_, lengths) = line.split_once("len (rec/tot):")?;
-    lengths.split_once('/')?.1.split(',').next()?.trim().parse().ok()
+    lengths
+        .split_once('/')?
+        .1
+        .split(',')
+        .next()?
+        .trim()
+        .parse()
+        .ok()
 }
 
 /// Where a record of `length` bytes that starts at `start` ends, counting the page headers that it
@@ -107,7 +130,11 @@ fn end_of_record(start: Lsn, length: u64, page: u64, segment: u64) -> Option<Lsn
         }
         left -= room;
         at = at.checked_add(room)?;
-        at = at.checked_add(if at % segment == 0 { LONG_HEADER } else { SHORT_HEADER })?;
+        at = at.checked_add(if at % segment == 0 {
+            LONG_HEADER
+        } else {
+            SHORT_HEADER
+        })?;
     }
 }
 
@@ -120,10 +147,22 @@ pub fn parse(text: &str) -> Result<Control, ControlError> {
         .map(|(name, value)| (name.trim(), value.trim()))
         .collect();
     let field = |name: &'static str| lines.get(name).copied().ok_or(ControlError::Missing(name));
-    let lsn = |name| field(name)?.parse::<Lsn>().map_err(|_| ControlError::Missing(name));
-    let timeline =
-        |name| field(name)?.parse().map(Timeline).map_err(|_| ControlError::Missing(name));
-    let number = |name| field(name)?.parse::<u64>().map_err(|_| ControlError::Missing(name));
+    let lsn = |name| {
+        field(name)?
+            .parse::<Lsn>()
+            .map_err(|_| ControlError::Missing(name))
+    };
+    let timeline = |name| {
+        field(name)?
+            .parse()
+            .map(Timeline)
+            .map_err(|_| ControlError::Missing(name))
+    };
+    let number = |name| {
+        field(name)?
+            .parse::<u64>()
+            .map_err(|_| ControlError::Missing(name))
+    };
     let checksums = number("Data page checksum version")?;
     let data = ControlData {
         system_id: SystemId(number("Database system identifier")?),
@@ -239,16 +278,24 @@ Data page checksum version:           1
         let later: String = SAMPLE
             .lines()
             .map(|line| line.replacen(':', ":      ", 1) + "\n")
-            .chain([String::from("Default char data signedness:         signed\n")])
+            .chain([String::from(
+                "Default char data signedness:         signed\n",
+            )])
             .collect();
-        assert_eq!(parse(&later).expect("later"), parse(SAMPLE).expect("complete"));
+        assert_eq!(
+            parse(&later).expect("later"),
+            parse(SAMPLE).expect("complete")
+        );
     }
 
     #[test]
     fn a_missing_line_is_named() {
         let cut = SAMPLE.replace("Latest checkpoint location", "Latest somewhere");
         let err = parse(&cut).expect_err("incomplete");
-        assert_eq!(err.to_string(), "pg_controldata printed no usable \"Latest checkpoint location\"");
+        assert_eq!(
+            err.to_string(),
+            "pg_controldata printed no usable \"Latest checkpoint location\""
+        );
     }
 
     #[test]
@@ -257,8 +304,16 @@ Data page checksum version:           1
         // Measured: CHECKPOINT_SHUTDOWN of 114 bytes at 0/1511B00, next record expected at 0/1511B78.
         assert_eq!(end(0x0151_1B00, 114), Some(Lsn(0x0151_1B78)));
         assert_eq!(end(8192 - 120, 114), Some(Lsn(8192)), "fits exactly");
-        assert_eq!(end(8192 - 104, 114), Some(Lsn(8192 + 24 + 16)), "short header");
-        assert_eq!(end((16 << 20) - 104, 114), Some(Lsn((16 << 20) + 40 + 16)), "long header");
+        assert_eq!(
+            end(8192 - 104, 114),
+            Some(Lsn(8192 + 24 + 16)),
+            "short header"
+        );
+        assert_eq!(
+            end((16 << 20) - 104, 114),
+            Some(Lsn((16 << 20) + 40 + 16)),
+            "long header"
+        );
         assert_eq!(end(u64::MAX - 4, 114), None);
     }
 
@@ -267,7 +322,10 @@ Data page checksum version:           1
         let line = "rmgr: XLOG        len (rec/tot):    114/   114, tx:          0, lsn: 0/01511B00, \
                     prev 0/01511A88, desc: CHECKPOINT_SHUTDOWN redo 0/1511B00; tli 1; shutdown\n";
         assert_eq!(parse_record_length(line), Some(114));
-        assert_eq!(parse_record_length("pg_waldump: error: could not find a valid record"), None);
+        assert_eq!(
+            parse_record_length("pg_waldump: error: could not find a valid record"),
+            None
+        );
     }
 
     proptest! {

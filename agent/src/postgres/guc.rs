@@ -70,11 +70,18 @@ async fn judge(
     ctx: &PgContext,
     settings: BTreeMap<String, String>,
 ) -> Result<Checked, ProgramError> {
-    let mut checked = Checked { settings, warnings: Vec::new() };
-    checked.settings.retain(|name, _| !NEVER_WRITTEN.contains(&name.as_str()));
+    let mut checked = Checked {
+        settings,
+        warnings: Vec::new(),
+    };
+    checked
+        .settings
+        .retain(|name, _| !NEVER_WRITTEN.contains(&name.as_str()));
     let mut clamped = BTreeSet::new();
     for _ in 0..=checked.settings.len() {
-        let Some(complaint) = ask(ctx, &checked.settings).await? else { break };
+        let Some(complaint) = ask(ctx, &checked.settings).await? else {
+            break;
+        };
         if !checked.apply(&complaint, &mut clamped) {
             // Not about a setting of ours: let the real start say what is wrong.
             break;
@@ -96,7 +103,9 @@ async fn ask(
         args.extend([String::from("-c"), format!("{name}={value}")]);
     }
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let printed = ctx.run_any_status("postgres", &args, SHORT_PROGRAM_LIMIT).await?;
+    let printed = ctx
+        .run_any_status("postgres", &args, SHORT_PROGRAM_LIMIT)
+        .await?;
     if printed.status.success() {
         return Ok(None);
     }
@@ -113,7 +122,12 @@ enum Complaint {
     /// The value is refused for another reason.
     Invalid(String),
     /// The value as understood, and the limits, all in the base unit.
-    OutOfRange { name: String, value: f64, min: String, max: String },
+    OutOfRange {
+        name: String,
+        value: f64,
+        min: String,
+        max: String,
+    },
 }
 
 impl Complaint {
@@ -125,7 +139,8 @@ impl Complaint {
         if let Some(rest) = text.strip_prefix("unrecognized configuration parameter") {
             return quoted(rest).map(Self::Unknown);
         }
-        if let Some((before, after)) = text.split_once(" is outside the valid range for parameter ") {
+        if let Some((before, after)) = text.split_once(" is outside the valid range for parameter ")
+        {
             let limits = after.rsplit_once('(')?.1.trim_end_matches(')');
             let (min, max) = limits.split_once("..")?;
             let number = |t: &str| t.split_whitespace().next().map(str::to_owned);
@@ -144,7 +159,9 @@ impl Complaint {
             || text.contains(" parameter \"")
             || text.starts_with("permission denied to set parameter")
             || text.starts_with("invalid configuration parameter name");
-        let name = text.split_once("parameter").and_then(|(_, rest)| quoted(rest));
+        let name = text
+            .split_once("parameter")
+            .and_then(|(_, rest)| quoted(rest));
         refused.then_some(()).and(name).map(Self::Invalid)
     }
 }
@@ -157,7 +174,11 @@ impl Checked {
         | Complaint::Invalid(name)
         | Complaint::OutOfRange { name, .. }) = complaint;
         // The program names settings by their canonical case (`TimeZone`); ours are in lower case.
-        let key = self.settings.keys().find(|key| key.eq_ignore_ascii_case(name)).cloned();
+        let key = self
+            .settings
+            .keys()
+            .find(|key| key.eq_ignore_ascii_case(name))
+            .cloned();
         let Some((key, old)) = key.and_then(|key| self.settings.remove_entry(&key)) else {
             return false;
         };
@@ -166,11 +187,19 @@ impl Checked {
                 format!("Removing unexpected parameter={key} value={old} from the config")
             }
             Complaint::NotBoolean(_) => {
-                format!("Removing bool parameter={key} from the config due to the invalid value={old}")
+                format!(
+                    "Removing bool parameter={key} from the config due to the invalid value={old}"
+                )
             }
-            Complaint::OutOfRange { value, min, max, .. } if clamped.insert(key.clone()) => {
+            Complaint::OutOfRange {
+                value, min, max, ..
+            } if clamped.insert(key.clone()) => {
                 let low = min.parse::<f64>().is_ok_and(|min| *value < min);
-                let (how, limit) = if low { ("low, increasing", min) } else { ("big, decreasing", max) };
+                let (how, limit) = if low {
+                    ("low, increasing", min)
+                } else {
+                    ("big, decreasing", max)
+                };
                 self.settings.insert(key.clone(), limit.clone());
                 format!("Value={old} of parameter={key} is too {how} to {limit}")
             }
@@ -265,8 +294,14 @@ mod tests {
 
     #[test]
     fn other_failures_are_not_taken_for_a_setting() {
-        assert_eq!(Complaint::parse("postgres: could not access directory \"/x\""), None);
-        assert_eq!(Complaint::parse("FATAL:  could not map anonymous shared memory"), None);
+        assert_eq!(
+            Complaint::parse("postgres: could not access directory \"/x\""),
+            None
+        );
+        assert_eq!(
+            Complaint::parse("FATAL:  could not map anonymous shared memory"),
+            None
+        );
     }
 
     proptest! {

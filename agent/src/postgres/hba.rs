@@ -28,7 +28,12 @@ pub fn ident(pg: &PostgresConfig, role: ConfRole) -> Option<String> {
 
 /// Whether the file is where we would write it: an operator who put it elsewhere keeps it.
 fn managed(pg: &PostgresConfig, setting: &str, default: &str) -> bool {
-    match pg.parameters.get(setting).and_then(|value| value.as_str()).filter(|p| !p.is_empty()) {
+    match pg
+        .parameters
+        .get(setting)
+        .and_then(|value| value.as_str())
+        .filter(|p| !p.is_empty())
+    {
         None => true,
         Some(path) => pg.config_dir.join(path) == pg.config_dir.join(default),
     }
@@ -59,7 +64,11 @@ pub fn bootstrap_hba(superuser: &str, replication: &Credentials) -> String {
     };
     rule("all", superuser);
     rule("replication", superuser);
-    if let Some(user) = replication.username.as_deref().filter(|user| *user != superuser) {
+    if let Some(user) = replication
+        .username
+        .as_deref()
+        .filter(|user| *user != superuser)
+    {
         rule("replication", user);
         rule("all", user);
     }
@@ -73,7 +82,10 @@ fn quote(name: &str) -> String {
 
 /// Whether the file holds the rules of [`bootstrap_hba`].
 pub fn is_bootstrap_hba(path: &Path) -> bool {
-    let text = super::pgdata::read_small(path).ok().flatten().unwrap_or_default();
+    let text = super::pgdata::read_small(path)
+        .ok()
+        .flatten()
+        .unwrap_or_default();
     text.starts_with(BOOTSTRAP_HEADER.as_bytes())
 }
 
@@ -87,7 +99,10 @@ mod tests {
         let base = vec![String::from("local all all trust")];
         let role = vec![String::from("host all all 10.0.0.0/8 md5\n")];
         let written = content(Some(&role), Some(&base)).expect("written");
-        assert!(written.ends_with("instead.\nhost all all 10.0.0.0/8 md5\n"), "{written}");
+        assert!(
+            written.ends_with("instead.\nhost all all 10.0.0.0/8 md5\n"),
+            "{written}"
+        );
         assert_eq!(content(Some(&Vec::new()), Some(&base)), None);
         assert_eq!(content(None, None), None);
         assert!(content(None, Some(&base)).is_some());
@@ -95,8 +110,10 @@ mod tests {
 
     #[test]
     fn bootstrap_rules_admit_the_two_users_of_this_machine_only() {
-        let replication =
-            Credentials { username: Some("rep\"l".into()), ..Credentials::default() };
+        let replication = Credentials {
+            username: Some("rep\"l".into()),
+            ..Credentials::default()
+        };
         expect![[r#"
             # Written by garden-agent for the time of the bootstrap only.
             local all "postgres" trust

@@ -28,7 +28,9 @@ pub fn newest(data_dir: &Path) -> Option<(TimelineHistory, String)> {
 fn timeline_of(name: &str) -> Option<Timeline> {
     let hex = name.strip_suffix(".history")?;
     let plain = hex.len() == 8 && hex.bytes().all(|b| b.is_ascii_hexdigit());
-    plain.then(|| u32::from_str_radix(hex, 16).ok().map(Timeline)).flatten()
+    plain
+        .then(|| u32::from_str_radix(hex, 16).ok().map(Timeline))
+        .flatten()
 }
 
 #[cfg(test)]
@@ -39,7 +41,12 @@ mod tests {
     #[test]
     fn only_complete_history_files_count() {
         assert_eq!(timeline_of("0000000A.history"), Some(Timeline(10)));
-        for name in ["0000000A.history.tmp", "A.history", "000000010000000000000001", "+000000A.history"] {
+        for name in [
+            "0000000A.history.tmp",
+            "A.history",
+            "000000010000000000000001",
+            "+000000A.history",
+        ] {
             assert_eq!(timeline_of(name), None, "{name}");
         }
     }
@@ -50,12 +57,23 @@ mod tests {
         let wal = dir.join("pg_wal");
         fs::create_dir_all(&wal).expect("create");
         assert_eq!(newest(&dir), None);
-        fs::write(wal.join("00000002.history"), "1\t0/3000000\tno recovery target\n").expect("write");
-        fs::write(wal.join("0000000A.history"), "1\t0/3000000\tx\n2\t0/4000000\ty\n").expect("write");
+        fs::write(
+            wal.join("00000002.history"),
+            "1\t0/3000000\tno recovery target\n",
+        )
+        .expect("write");
+        fs::write(
+            wal.join("0000000A.history"),
+            "1\t0/3000000\tx\n2\t0/4000000\ty\n",
+        )
+        .expect("write");
         let (history, time) = newest(&dir).expect("found");
         assert_eq!(history.timeline, Timeline(10));
         assert_eq!(history.switches.len(), 2);
-        assert!(time.ends_with("+00:00") && WallTime::parse(&time).is_some(), "{time}");
+        assert!(
+            time.ends_with("+00:00") && WallTime::parse(&time).is_some(),
+            "{time}"
+        );
         fs::remove_dir_all(&dir).expect("clean up");
     }
 }

@@ -79,9 +79,7 @@ FROM role";
 /// `failover`, `synced` and `invalidation_reason` with 17.
 fn slot_columns(version: u32) -> &'static str {
     match version / 10_000 {
-        ..=15 => {
-            "COALESCE(wal_status = 'lost', false) AS lost, false AS failover, false AS synced"
-        }
+        ..=15 => "COALESCE(wal_status = 'lost', false) AS lost, false AS failover, false AS synced",
         16 => {
             "COALESCE(wal_status = 'lost' OR conflicting, false) AS lost, false AS failover, \
              false AS synced"
@@ -101,7 +99,11 @@ impl Session {
         let version = u32::try_from(column::<i32>(&row, 0, "server_version_num")?).unwrap_or(0);
         let text = SAMPLE.replace("SLOTS", slot_columns(version));
         let sample = client.prepare(&text).await?;
-        Ok(Self { client, sample, version })
+        Ok(Self {
+            client,
+            sample,
+            version,
+        })
     }
 
     /// One sample, without `pending_restart`.
@@ -154,7 +156,11 @@ impl Session {
 /// `synchronous_standby_names` as this session sees it.
 pub(super) async fn sync_names(client: &Client) -> Result<String, MonitorError> {
     let query = "SELECT pg_catalog.current_setting('synchronous_standby_names')";
-    column(&client.query_one(query, &[]).await?, 0, "synchronous_standby_names")
+    column(
+        &client.query_one(query, &[]).await?,
+        0,
+        "synchronous_standby_names",
+    )
 }
 
 fn column<'a, T: tokio_postgres::types::FromSql<'a>>(
@@ -168,7 +174,9 @@ fn column<'a, T: tokio_postgres::types::FromSql<'a>>(
 fn read(row: &Row) -> Result<SqlSample, MonitorError> {
     let text = |index, name| column::<Option<String>>(row, index, name);
     let lsn = |index, name| -> Result<Lsn, MonitorError> {
-        text(index, name)?.map_or(Ok(Lsn::NONE), |t| t.parse().map_err(|_| MonitorError::Answer(name)))
+        text(index, name)?.map_or(Ok(Lsn::NONE), |t| {
+            t.parse().map_err(|_| MonitorError::Answer(name))
+        })
     };
     let receiver: Option<ReceiverRow> = json(text(8, "receiver")?, "receiver")?;
     let on_primary = text(1, "timeline")?.and_then(|hex| u32::from_str_radix(&hex, 16).ok());
@@ -180,20 +188,33 @@ fn read(row: &Row) -> Result<SqlSample, MonitorError> {
     let slots: Option<Vec<SlotJson>> = json(text(15, "slots")?, "slots")?;
     Ok(SqlSample {
         in_recovery: column(row, 0, "pg_is_in_recovery")?,
-        timeline: on_primary.map(Timeline).or(received).or(controlled.map(Timeline)),
+        timeline: on_primary
+            .map(Timeline)
+            .or(received)
+            .or(controlled.map(Timeline)),
         flush_lsn: lsn(2, "flush_lsn")?,
         receive_lsn: lsn(3, "receive_lsn")?.max(written),
         replay_lsn: lsn(4, "replay_lsn")?,
         replay_paused: column(row, 5, "replay_paused")?,
         replayed_timestamp: text(6, "replayed_timestamp")?.map(|t| trim_fraction(&t)),
         receiver: receiver.map(Receiver::from),
-        postmaster_start_time: text(9, "start time")?.map(|t| trim_fraction(&t)).unwrap_or_default(),
+        postmaster_start_time: text(9, "start time")?
+            .map(|t| trim_fraction(&t))
+            .unwrap_or_default(),
         server_version: u32::try_from(column::<i32>(row, 10, "server_version")?).unwrap_or(0),
         has_restore_command: column(row, 11, "restore_command")?,
         synchronous_standby_names: column(row, 12, "synchronous_standby_names")?,
         synchronous_commit: column(row, 13, "synchronous_commit")?,
-        wal_senders: senders.unwrap_or_default().into_iter().map(WalSender::from).collect(),
-        slots: slots.unwrap_or_default().into_iter().map(SlotRow::from).collect(),
+        wal_senders: senders
+            .unwrap_or_default()
+            .into_iter()
+            .map(WalSender::from)
+            .collect(),
+        slots: slots
+            .unwrap_or_default()
+            .into_iter()
+            .map(SlotRow::from)
+            .collect(),
         pending_restart: BTreeMap::new(),
     })
 }
@@ -219,7 +240,10 @@ struct Position(Option<String>);
 impl Position {
     /// PostgreSQL prints what it prints; something else counts as none.
     fn lsn(&self) -> Lsn {
-        self.0.as_ref().and_then(|text| text.parse().ok()).unwrap_or(Lsn::NONE)
+        self.0
+            .as_ref()
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(Lsn::NONE)
     }
 }
 
@@ -329,8 +353,14 @@ mod tests {
 
     #[test]
     fn whole_seconds_have_no_fraction() {
-        assert_eq!(trim_fraction("2026-07-24 10:00:00.000000+00:00"), "2026-07-24 10:00:00+00:00");
-        assert_eq!(trim_fraction("2026-07-24 10:00:00.123000+00:00"), "2026-07-24 10:00:00.123000+00:00");
+        assert_eq!(
+            trim_fraction("2026-07-24 10:00:00.000000+00:00"),
+            "2026-07-24 10:00:00+00:00"
+        );
+        assert_eq!(
+            trim_fraction("2026-07-24 10:00:00.123000+00:00"),
+            "2026-07-24 10:00:00.123000+00:00"
+        );
     }
 
     #[test]

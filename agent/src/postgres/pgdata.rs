@@ -85,9 +85,10 @@ impl FoundState {
         match self {
             Self::Known(state) => state,
             Self::Never => DurableState::default(),
-            Self::Unknown => {
-                DurableState { promised: Some(Epoch(u64::MAX)), wal_epoch: Epoch(0) }
-            }
+            Self::Unknown => DurableState {
+                promised: Some(Epoch(u64::MAX)),
+                wal_epoch: Epoch(0),
+            },
         }
     }
 }
@@ -168,7 +169,11 @@ pub fn read_postmaster_pid(dir: &Path) -> io::Result<Option<PostmasterPid>> {
 
 fn parse_postmaster_pid(text: &str) -> Option<PostmasterPid> {
     let mut lines = text.lines().map(str::trim);
-    let pid: i32 = lines.next()?.parse().ok().filter(|pid| *pid != 0 && *pid != i32::MIN)?;
+    let pid: i32 = lines
+        .next()?
+        .parse()
+        .ok()
+        .filter(|pid| *pid != 0 && *pid != i32::MIN)?;
     let data_dir = lines.next().unwrap_or_default().to_owned();
     let start_time = lines.next().and_then(|t| t.parse().ok()).unwrap_or(0);
     let mut text_line = || lines.next().filter(|t| !t.is_empty()).map(str::to_owned);
@@ -199,7 +204,9 @@ pub fn running_postmaster(dir: &Path) -> Option<i32> {
 
 fn is_postmaster(file: &PostmasterPid, dir: &Path) -> bool {
     let me = i32::try_from(std::process::id()).unwrap_or(0);
-    let Some(stat) = ProcessStat::read(file.pid) else { return false };
+    let Some(stat) = ProcessStat::read(file.pid) else {
+        return false;
+    };
     let relative = file.pid == me || stat.parent == me || ProcessStat::parent_of(me) == file.pid;
     if relative || stat.dead {
         return false;
@@ -211,7 +218,10 @@ fn is_postmaster(file: &PostmasterPid, dir: &Path) -> bool {
     // The wall clock may have been set since; then the program and its directory decide.
     let proc_dir = PathBuf::from(format!("/proc/{}", file.pid));
     let program = fs::read_link(proc_dir.join("exe")).ok();
-    let program = program.as_deref().and_then(Path::file_name).map(|n| n.to_string_lossy());
+    let program = program
+        .as_deref()
+        .and_then(Path::file_name)
+        .map(|n| n.to_string_lossy());
     let is_postgres = program.is_some_and(|name| {
         let name = name.trim_end_matches(" (deleted)");
         name == "postgres" || name == "postmaster"
@@ -256,24 +266,27 @@ impl ProcessStat {
         let parent = fields.next()?.parse().ok()?;
         let started: i64 = fields.nth(17)?.parse().ok()?;
         let dead = matches!(state, "Z" | "X" | "x");
-        Some(Self { parent, started_seconds: started / TICKS_PER_SECOND, dead })
+        Some(Self {
+            parent,
+            started_seconds: started / TICKS_PER_SECOND,
+            dead,
+        })
     }
 }
 
 /// Seconds since 1970 at which this machine booted.
 fn boot_time() -> Option<i64> {
     let stat = fs::read_to_string("/proc/stat").ok()?;
-    stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()
+    stat.lines()
+        .find_map(|line| line.strip_prefix("btime "))?
+        .trim()
+        .parse()
+        .ok()
 }
 
 /// `standby.signal` or `recovery.signal` exists.
 pub fn has_signal_file(dir: &Path) -> bool {
     dir.join("standby.signal").exists() || dir.join("recovery.signal").exists()
-}
-
-/// Whether [`mark_unfinished`] holds, as opposed to other signs of interrupted work.
-pub fn is_marked_unfinished(dir: &Path) -> bool {
-    dir.join(UNFINISHED_FILE).exists()
 }
 
 /// Marks the directory as not to be started, before work that leaves it broken when interrupted (S18).
@@ -354,7 +367,10 @@ pub fn file_mode(dir: &Path) -> u32 {
 /// Writes a file durably: temporary file beside it, fsync, rename, fsync of the directory. After a
 /// crash at any moment there is the old file or the new one, never a torn one.
 pub fn write_durably(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let name = path.file_name().map(|n| n.to_string_lossy()).unwrap_or_default();
+    let name = path
+        .file_name()
+        .map(|n| n.to_string_lossy())
+        .unwrap_or_default();
     let temporary = path.with_file_name(format!("{name}.new"));
     let mut file = OpenOptions::new()
         .write(true)
@@ -395,9 +411,13 @@ pub fn read_small(path: &Path) -> io::Result<Option<Vec<u8>>> {
         Err(err) => return Err(err),
     };
     let mut content = Vec::new();
-    file.take(SMALL_FILE_BYTES_MAX + 1).read_to_end(&mut content)?;
+    file.take(SMALL_FILE_BYTES_MAX + 1)
+        .read_to_end(&mut content)?;
     if content.len() as u64 > SMALL_FILE_BYTES_MAX {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "unreasonably long"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "unreasonably long",
+        ));
     }
     Ok(Some(content))
 }
@@ -412,7 +432,8 @@ mod tests {
 
     impl Scratch {
         fn new(name: &str) -> Self {
-            let dir = std::env::temp_dir().join(format!("garden-pgdata-{name}-{}", std::process::id()));
+            let dir =
+                std::env::temp_dir().join(format!("garden-pgdata-{name}-{}", std::process::id()));
             let _ = fs::remove_dir_all(&dir);
             fs::create_dir_all(&dir).expect("create a scratch directory");
             Self(dir)
@@ -467,7 +488,10 @@ mod tests {
     fn durable_state_is_unknown_when_torn_and_never_zero() {
         let dir = Scratch::new("state");
         assert_eq!(read_state(&dir.0), FoundState::Never);
-        let state = DurableState { promised: Some(Epoch(7)), wal_epoch: Epoch(6) };
+        let state = DurableState {
+            promised: Some(Epoch(7)),
+            wal_epoch: Epoch(6),
+        };
         save_state(&dir.0, &state).expect("save");
         assert_eq!(read_state(&dir.0), FoundState::Known(state));
         let path = dir.0.join(STATE_FILE);
@@ -494,14 +518,19 @@ mod tests {
 
     #[test]
     fn postmaster_pid_is_parsed_while_it_is_still_growing() {
-        let text = "4711\n/data/pg\n1700000000\n5432\n/run/postgresql\nlocalhost\n  1234 5\nready   \n";
+        let text =
+            "4711\n/data/pg\n1700000000\n5432\n/run/postgresql\nlocalhost\n  1234 5\nready   \n";
         let full = parse_postmaster_pid(text).expect("complete");
         assert_eq!(full.port, Some(5432));
         assert_eq!(full.socket_dir.as_deref(), Some("/run/postgresql"));
         assert_eq!(full.status.as_deref(), Some("ready"));
         let started = parse_postmaster_pid("4711\n/data/pg\n1700000000\n").expect("first lines");
         assert_eq!((started.pid, started.port), (4711, None));
-        assert!(parse_postmaster_pid("-9\n/d\n1\n").expect("single user").single_user);
+        assert!(
+            parse_postmaster_pid("-9\n/d\n1\n")
+                .expect("single user")
+                .single_user
+        );
         assert_eq!(parse_postmaster_pid(""), None);
         assert_eq!(parse_postmaster_pid("x"), None);
     }
@@ -524,7 +553,10 @@ mod tests {
             text.push_str(&format!(" {n}00"));
         }
         let stat = ProcessStat::parse(&text).expect("well formed");
-        assert_eq!((stat.parent, stat.started_seconds, stat.dead), (7, 22, false));
+        assert_eq!(
+            (stat.parent, stat.started_seconds, stat.dead),
+            (7, 22, false)
+        );
     }
 
     proptest! {

@@ -2,7 +2,7 @@
 //!
 //! Three verdicts, not one: the process lives, it accepts connections, it answers a query. The session
 //! is kept between looks, waits for no lock for longer than its statement timeout, keeps out of
-//! statistics extensions and writes nothing. Nothing here takes longer than [`SQL_LIMIT`] plus
+//! statistics extensions and writes nothing. A sample takes no longer than [`SQL_LIMIT`] plus twice
 //! [`pgdata::DISK_LIMIT`], whatever PostgreSQL or the disk do.
 
 use super::connect::{self, ConnectError};
@@ -112,7 +112,9 @@ pub async fn sample(ctx: &PgContext, state: &mut ProbeState) -> LocalPostgres {
         }
     };
     let running = matches!(process, Process::Alive { .. });
-    let readable = disk.as_ref().is_some_and(|d| d.data_dir == DataDir::Initialised);
+    let readable = disk
+        .as_ref()
+        .is_some_and(|d| d.data_dir == DataDir::Initialised);
     let modified = disk.as_ref().and_then(|d| d.control_modified);
     if readable {
         state.read_control(ctx, running, modified).await;
@@ -121,7 +123,10 @@ pub async fn sample(ctx: &PgContext, state: &mut ProbeState) -> LocalPostgres {
     }
     let promise = match disk.as_ref().map(|d| d.state) {
         Some(found) => found.or_strictest(),
-        None => state.last_disk.as_ref().map_or(NOTHING_KNOWN, |d| d.state.or_strictest()),
+        None => state
+            .last_disk
+            .as_ref()
+            .map_or(NOTHING_KNOWN, |d| d.state.or_strictest()),
     };
     let hung = || DataDir::Unreadable(String::from("the disk does not answer"));
     LocalPostgres {
@@ -130,7 +135,10 @@ pub async fn sample(ctx: &PgContext, state: &mut ProbeState) -> LocalPostgres {
         sql,
         sql_at,
         control: state.control.as_ref().map(|c| c.data.clone()),
-        signal_file: disk.as_ref().or(state.last_disk.as_ref()).is_some_and(|d| d.signal_file),
+        signal_file: disk
+            .as_ref()
+            .or(state.last_disk.as_ref())
+            .is_some_and(|d| d.signal_file),
         major_version: ctx.major_version().await.unwrap_or(0),
         conf: state.conf.clone(),
         history: state.history.as_ref().and_then(|h| h.found.clone()),
@@ -140,19 +148,28 @@ pub async fn sample(ctx: &PgContext, state: &mut ProbeState) -> LocalPostgres {
 }
 
 /// Before the first answer of the disk: see [`FoundState::or_strictest`].
-const NOTHING_KNOWN: DurableState =
-    DurableState { promised: Some(Epoch(u64::MAX)), wal_epoch: Epoch(0) };
+const NOTHING_KNOWN: DurableState = DurableState {
+    promised: Some(Epoch(u64::MAX)),
+    wal_epoch: Epoch(0),
+};
 
 impl ProbeState {
     /// `None` while the disk does not answer. At most one worker waits for it, however often we look.
     async fn look_at_disk(&mut self, dir: &Path) -> Option<DiskFacts> {
-        let mut job = self.disk.take().unwrap_or_else(|| self.send_to_disk(dir.to_owned()));
+        let mut job = self
+            .disk
+            .take()
+            .unwrap_or_else(|| self.send_to_disk(dir.to_owned()));
         match tokio::time::timeout(pgdata::DISK_LIMIT, &mut job).await {
             Ok(Ok(facts)) => {
                 if let Some(found) = &facts.history {
                     let timeline = self.timeline();
                     let found = found.clone();
-                    self.history = Some(History { found, at: clock::now(), timeline });
+                    self.history = Some(History {
+                        found,
+                        at: clock::now(),
+                        timeline,
+                    });
                 }
                 if self.last_disk.as_ref().map(|last| &last.state) != Some(&facts.state)
                     && facts.state == FoundState::Unknown
@@ -176,9 +193,10 @@ impl ProbeState {
 
     fn send_to_disk(&self, dir: PathBuf) -> JoinHandle<DiskFacts> {
         let now = clock::now();
-        let fresh = self.history.as_ref().is_some_and(|h| {
-            now.since(h.at) < HISTORY_AGE_MAX && h.timeline == self.timeline()
-        });
+        let fresh = self
+            .history
+            .as_ref()
+            .is_some_and(|h| now.since(h.at) < HISTORY_AGE_MAX && h.timeline == self.timeline());
         let known = self.postmaster;
         tokio::task::spawn_blocking(move || DiskFacts::read(&dir, known, !fresh))
     }
@@ -314,12 +332,7 @@ impl ProbeState {
     }
 
     /// While PostgreSQL is down the file is read again whenever it changed.
-    async fn read_control(
-        &mut self,
-        ctx: &PgContext,
-        running: bool,
-        modified: Option<SystemTime>,
-    ) {
+    async fn read_control(&mut self, ctx: &PgContext, running: bool, modified: Option<SystemTime>) {
         let now = clock::now();
         let asked = std::mem::take(&mut self.refresh_control);
         let fresh = self.control.as_ref().is_some_and(|control| {
@@ -332,10 +345,17 @@ impl ProbeState {
         if fresh && !asked {
             return;
         }
-        match controldata::read(ctx).await {
-            Ok(data) => self.control = Some(Control { data, at: now, modified }),
-            Err(err) => {
-                tracing::debug!(error = %err, "read the control file");
+        let read = tokio::time::timeout(pgdata::DISK_LIMIT, controldata::read(ctx)).await;
+        match read {
+            Ok(Ok(data)) => {
+                self.control = Some(Control {
+                    data,
+                    at: now,
+                    modified,
+                })
+            }
+            failed => {
+                tracing::debug!(result = ?failed, "read the control file");
                 // While it runs, the old content is still good for what is read of it.
                 if !running {
                     self.control = None;

@@ -50,9 +50,12 @@ pub fn text_of(value: &Value) -> Option<String> {
         Value::Number(number) => Some(number.to_string()),
         Value::String(text) => Some(text.clone()),
         // PostgreSQL's own form of a list, as in `shared_preload_libraries`.
-        Value::Array(list) => {
-            Some(list.iter().filter_map(text_of).collect::<Vec<_>>().join(","))
-        }
+        Value::Array(list) => Some(
+            list.iter()
+                .filter_map(text_of)
+                .collect::<Vec<_>>()
+                .join(","),
+        ),
         Value::Object(_) => Some(value.to_string()),
     }
 }
@@ -84,14 +87,22 @@ pub fn server_settings(
     for (name, value) in &pg.parameters {
         put(name, value);
     }
-    for (name, value) in pg.parameters_by_role.get(&conf_role(state)).into_iter().flatten() {
+    for (name, value) in pg
+        .parameters_by_role
+        .get(&conf_role(state))
+        .into_iter()
+        .flatten()
+    {
         if !is_protected(name) {
             put(name, value);
         }
     }
     settings.retain(|name, _| !is_recovery_setting(name));
     wal_keep(&mut settings);
-    if settings.get("wal_level").is_some_and(|level| level.eq_ignore_ascii_case("hot_standby")) {
+    if settings
+        .get("wal_level")
+        .is_some_and(|level| level.eq_ignore_ascii_case("hot_standby"))
+    {
         settings.insert("wal_level".into(), "replica".into());
     }
     settings.insert("listen_addresses".into(), pg.listen_hosts.join(","));
@@ -118,17 +129,22 @@ fn text_path(path: &Path) -> String {
 
 /// `wal_keep_segments` became `wal_keep_size` in PostgreSQL 13: segments of 16 MB.
 fn wal_keep(settings: &mut Settings) {
-    let segments = settings.remove("wal_keep_segments").and_then(|text| parse_int(&text, None));
+    let segments = settings
+        .remove("wal_keep_segments")
+        .and_then(|text| parse_int(&text, None));
     // The default beside an explicit count of segments is nobody's wish.
-    let explicit =
-        settings.get("wal_keep_size").is_some_and(|size| size != WAL_KEEP_DEFAULT);
+    let explicit = settings
+        .get("wal_keep_size")
+        .is_some_and(|size| size != WAL_KEEP_DEFAULT);
     match segments {
         Some(segments) if !explicit => {
             let megabytes = segments.max(1).saturating_mul(16);
             settings.insert("wal_keep_size".into(), format!("{megabytes}MB"));
         }
         Some(_) | None => {
-            settings.entry("wal_keep_size".into()).or_insert_with(|| WAL_KEEP_DEFAULT.into());
+            settings
+                .entry("wal_keep_size".into())
+                .or_insert_with(|| WAL_KEEP_DEFAULT.into());
         }
     }
 }
@@ -145,7 +161,10 @@ fn decodes_on_standbys(config: &AgentConfig, cluster: &ClusterConfig) -> bool {
 /// standby would (`ha-behaviour.md` 12.3).
 fn recovers_by_itself(state: &ConfState) -> bool {
     let promotes = |recovery: &serde_json::Map<String, Value>| {
-        recovery.get("recovery_target_action").and_then(Value::as_str) == Some("promote")
+        recovery
+            .get("recovery_target_action")
+            .and_then(Value::as_str)
+            == Some("promote")
     };
     state.keep_existing_recovery || state.custom_recovery.as_ref().is_some_and(promotes)
 }
@@ -162,7 +181,11 @@ pub fn ident_file(pg: &PostgresConfig) -> PathBuf {
 
 /// A file that the operator put elsewhere; relative names start at `config_dir`.
 fn configured_file(pg: &PostgresConfig, name: &str) -> Option<PathBuf> {
-    let value = pg.parameters.get(name)?.as_str().filter(|path| !path.is_empty())?;
+    let value = pg
+        .parameters
+        .get(name)?
+        .as_str()
+        .filter(|path| !path.is_empty())?;
     Some(pg.config_dir.join(value))
 }
 
@@ -178,8 +201,13 @@ fn operators_recovery(pg: &PostgresConfig) -> Settings {
     if !found.is_empty() {
         return found;
     }
-    let lower = pg.recovery_conf.iter().map(|(name, value)| (name.to_ascii_lowercase(), value));
-    lower.filter_map(|(name, value)| Some((name, text_of(value)?))).collect()
+    let lower = pg
+        .recovery_conf
+        .iter()
+        .map(|(name, value)| (name.to_ascii_lowercase(), value));
+    lower
+        .filter_map(|(name, value)| Some((name, text_of(value)?)))
+        .collect()
 }
 
 /// The recovery block of `postgresql.conf`. `primary_conninfo` is handed in, since building it writes
@@ -200,15 +228,24 @@ pub fn recovery_settings(
         !name.starts_with("recovery_target")
             && !matches!(
                 name.as_str(),
-                "primary_conninfo" | "primary_slot_name" | "standby_mode" | "pause_at_recovery_target"
+                "primary_conninfo"
+                    | "primary_slot_name"
+                    | "standby_mode"
+                    | "pause_at_recovery_target"
             )
     });
     if let Some(standby_cluster) = &cluster.standby_cluster {
         let remote = matches!(state.upstream, Upstream::Remote { .. });
-        let delay = standby_cluster.recovery_min_apply_delay.as_ref().filter(|_| remote);
+        let delay = standby_cluster
+            .recovery_min_apply_delay
+            .as_ref()
+            .filter(|_| remote);
         for (name, value) in [
             ("restore_command", standby_cluster.restore_command.as_ref()),
-            ("archive_cleanup_command", standby_cluster.archive_cleanup_command.as_ref()),
+            (
+                "archive_cleanup_command",
+                standby_cluster.archive_cleanup_command.as_ref(),
+            ),
             ("recovery_min_apply_delay", delay),
         ] {
             recovery.extend(value.map(|value| (name.to_owned(), value.clone())));
@@ -241,9 +278,9 @@ fn primary_slot_name(
 ) -> Option<String> {
     match upstream {
         Upstream::None => None,
-        Upstream::Member { .. } => {
-            cluster.use_slots.then(|| MemberName::new(config.name.as_str()).slot_name())
-        }
+        Upstream::Member { .. } => cluster
+            .use_slots
+            .then(|| MemberName::new(config.name.as_str()).slot_name()),
         Upstream::Remote { slot, .. } => slot.clone().filter(|_| cluster.use_slots),
     }
 }
@@ -257,8 +294,14 @@ fn custom_recovery(custom: &serde_json::Map<String, Value>, version: u32) -> Set
     rename_trigger_file(&mut recovery, version);
     recovery.remove("standby_mode");
     if let Some(pause) = recovery.remove("pause_at_recovery_target") {
-        let action = if super::guc::parse_bool(&pause) == Some(true) { "pause" } else { "promote" };
-        recovery.entry("recovery_target_action".into()).or_insert_with(|| action.into());
+        let action = if super::guc::parse_bool(&pause) == Some(true) {
+            "pause"
+        } else {
+            "promote"
+        };
+        recovery
+            .entry("recovery_target_action".into())
+            .or_insert_with(|| action.into());
     }
     recovery
 }
@@ -300,7 +343,9 @@ pub fn raise(
 ) -> BTreeMap<String, (String, String)> {
     let mut raised = BTreeMap::new();
     for (name, needed) in control {
-        let Some(value) = settings.get_mut(*name) else { continue };
+        let Some(value) = settings.get_mut(*name) else {
+            continue;
+        };
         if parse_int(value, None).is_some_and(|configured| configured >= *needed) {
             continue;
         }
@@ -308,4 +353,92 @@ pub fn raise(
         raised.insert((*name).to_owned(), (configured, needed.to_string()));
     }
     raised
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn settings(pairs: &[(&str, &str)]) -> Settings {
+        pairs
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn segments_become_a_size_unless_a_size_is_wished_for() {
+        for (given, size) in [
+            (settings(&[]), "128MB"),
+            (settings(&[("wal_keep_segments", "100")]), "1600MB"),
+            (
+                settings(&[("wal_keep_segments", "8"), ("wal_keep_size", "128MB")]),
+                "128MB",
+            ),
+            (
+                settings(&[("wal_keep_segments", "100"), ("wal_keep_size", "1GB")]),
+                "1GB",
+            ),
+        ] {
+            let mut result = given.clone();
+            wal_keep(&mut result);
+            assert_eq!(result, settings(&[("wal_keep_size", size)]), "{given:?}");
+        }
+    }
+
+    #[test]
+    fn a_standby_gets_the_larger_value() {
+        let mut server = settings(&[("max_connections", "50"), ("max_wal_senders", "10")]);
+        let control = BTreeMap::from([("max_connections", 100), ("max_wal_senders", 5)]);
+        let raised = raise(&mut server, &control);
+        assert_eq!(
+            server,
+            settings(&[("max_connections", "100"), ("max_wal_senders", "10")])
+        );
+        let both = ("50".to_owned(), "100".to_owned());
+        assert_eq!(
+            raised,
+            BTreeMap::from([("max_connections".to_owned(), both)])
+        );
+    }
+
+    #[test]
+    fn a_targeted_recovery_is_written_as_asked() {
+        let custom = json!({
+            "recovery_target_time": "2026-01-01", "pause_at_recovery_target": false,
+            "standby_mode": "off", "trigger_file": "/t", "Restore_Command": "cp %f %p",
+        });
+        let custom = custom.as_object().expect("object");
+        assert!(!wants_standby_mode(custom));
+        let expected = |trigger: bool| {
+            let mut all = settings(&[
+                ("recovery_target_action", "promote"),
+                ("recovery_target_time", "2026-01-01"),
+                ("restore_command", "cp %f %p"),
+            ]);
+            all.extend(trigger.then(|| ("promote_trigger_file".to_owned(), "/t".to_owned())));
+            all
+        };
+        assert_eq!(custom_recovery(custom, 15), expected(true));
+        assert_eq!(custom_recovery(custom, 16), expected(false));
+    }
+
+    #[test]
+    fn values_are_written_as_postgres_writes_them() {
+        for (value, text) in [
+            (json!(true), Some("on")),
+            (json!(1.5), Some("1.5")),
+            (json!(["a", "b"]), Some("a,b")),
+            (json!(null), None),
+        ] {
+            assert_eq!(text_of(&value).as_deref(), text, "{value}");
+        }
+    }
+
+    #[test]
+    fn the_command_line_starts_with_the_addresses() {
+        let server = settings(&[("port", "1"), ("work_mem", "1MB"), ("wal_level", "replica")]);
+        assert_eq!(enforced(&server), [("port", "1"), ("wal_level", "replica")]);
+    }
 }

@@ -79,16 +79,27 @@ pub async fn carry_out(ctx: &PgContext, plan: &SlotPlan) -> Vec<String> {
 fn by_database(plan: &SlotPlan) -> BTreeMap<Option<String>, Vec<Step>> {
     let mut steps: BTreeMap<Option<String>, Vec<Step>> = BTreeMap::new();
     let anywhere = steps.entry(None).or_default();
-    anywhere.extend(plan.drop.iter().map(|name| Step::new("drop", DROP, name, None)));
+    anywhere.extend(
+        plan.drop
+            .iter()
+            .map(|name| Step::new("drop", DROP, name, None)),
+    );
     let create = |name: &String| Step::new("create physical", CREATE_PHYSICAL, name, None);
     anywhere.extend(plan.create_physical.iter().map(create));
-    anywhere.extend(plan.advance.iter().map(|(name, to)| Step::advance(name, *to)));
+    anywhere.extend(
+        plan.advance
+            .iter()
+            .map(|(name, to)| Step::advance(name, *to)),
+    );
     for (name, database, plugin) in &plan.create_logical {
         let step = Step::new("create logical", CREATE_LOGICAL, name, Some(plugin.clone()));
         steps.entry(Some(database.clone())).or_default().push(step);
     }
     for (name, database, to) in &plan.advance_logical {
-        steps.entry(Some(database.clone())).or_default().push(Step::advance(name, *to));
+        steps
+            .entry(Some(database.clone()))
+            .or_default()
+            .push(Step::advance(name, *to));
     }
     steps.retain(|_, steps| !steps.is_empty());
     steps
@@ -97,12 +108,21 @@ fn by_database(plan: &SlotPlan) -> BTreeMap<Option<String>, Vec<Step>> {
 impl Step {
     fn new(what: &str, sql: &'static str, name: &str, argument: Option<String>) -> Self {
         let what = format!("{what} slot {name:?}");
-        Self { what, sql, name: name.to_owned(), argument, limit: STATEMENT_LIMIT }
+        Self {
+            what,
+            sql,
+            name: name.to_owned(),
+            argument,
+            limit: STATEMENT_LIMIT,
+        }
     }
 
     fn advance(name: &str, to: Lsn) -> Self {
         let step = Self::new("advance", ADVANCE, name, Some(to.to_string()));
-        Self { limit: ADVANCE_LIMIT, ..step }
+        Self {
+            limit: ADVANCE_LIMIT,
+            ..step
+        }
     }
 
     async fn run(&self, client: &Client) -> Result<(), ConnectError> {
@@ -152,9 +172,15 @@ pub async fn fetch(
         .map_err(|_| ConnectError::Silent(format!("no answer within {STATEMENT_LIMIT:?}")))?
         .map_err(|err| connect::classify(&err))?;
     let file = |row: &tokio_postgres::Row| -> Result<SlotFile, tokio_postgres::Error> {
-        Ok(SlotFile { name: row.try_get(0)?, state: row.try_get(1)? })
+        Ok(SlotFile {
+            name: row.try_get(0)?,
+            state: row.try_get(1)?,
+        })
     };
-    rows.iter().map(file).collect::<Result<_, _>>().map_err(|err| connect::classify(&err))
+    rows.iter()
+        .map(file)
+        .collect::<Result<_, _>>()
+        .map_err(|err| connect::classify(&err))
 }
 
 /// Puts copied slots into the data directory of a server that is stopped: PostgreSQL reads them when it
@@ -170,7 +196,10 @@ pub fn install(data_dir: &Path, slots: &[SlotFile]) -> io::Result<()> {
         let mode = pgdata::file_mode(data_dir);
         let dir = data_dir.join("pg_replslot").join(&slot.name);
         let dir_mode = if mode & 0o040 == 0 { 0o700 } else { 0o750 };
-        fs::DirBuilder::new().recursive(true).mode(dir_mode).create(&dir)?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(dir_mode)
+            .create(&dir)?;
         pgdata::write_durably(&dir.join("state"), &slot.state, mode)?;
         fs::File::open(data_dir.join("pg_replslot"))?.sync_all()?;
     }
@@ -183,7 +212,10 @@ mod tests {
 
     #[test]
     fn a_slot_name_cannot_leave_its_directory() {
-        let slot = SlotFile { name: "../../x".into(), state: Vec::new() };
+        let slot = SlotFile {
+            name: "../../x".into(),
+            state: Vec::new(),
+        };
         let err = install(Path::new("/nonexistent"), &[slot]).expect_err("refused");
         assert_eq!(err.kind(), io::ErrorKind::InvalidData);
     }
@@ -200,12 +232,20 @@ mod tests {
         let steps = by_database(&plan);
         let shown: Vec<(Option<&str>, Vec<&str>)> = steps
             .iter()
-            .map(|(db, steps)| (db.as_deref(), steps.iter().map(|s| s.what.as_str()).collect()))
+            .map(|(db, steps)| {
+                (
+                    db.as_deref(),
+                    steps.iter().map(|s| s.what.as_str()).collect(),
+                )
+            })
             .collect();
         assert_eq!(
             shown,
             [
-                (None, vec!["drop slot \"old\"", "create physical slot \"a\""]),
+                (
+                    None,
+                    vec!["drop slot \"old\"", "create physical slot \"a\""]
+                ),
                 (Some("db"), vec!["create logical slot \"l\""]),
                 (Some("other"), vec!["advance slot \"m\""]),
             ]

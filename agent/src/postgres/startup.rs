@@ -19,7 +19,11 @@ enum Patch {
     /// The packet has not come by yet.
     Waiting,
     /// Part of the changed packet has been written.
-    Writing { packet: Vec<u8>, written: usize, original: usize },
+    Writing {
+        packet: Vec<u8>,
+        written: usize,
+        original: usize,
+    },
     /// Nothing left to do.
     Done,
 }
@@ -27,7 +31,11 @@ enum Patch {
 impl<S> Startup<S> {
     /// Changes the packet, or nothing at all.
     pub(super) fn new(inner: S, replication: bool) -> Self {
-        let state = if replication { Patch::Waiting } else { Patch::Done };
+        let state = if replication {
+            Patch::Waiting
+        } else {
+            Patch::Done
+        };
         Self { inner, state }
     }
 }
@@ -69,13 +77,22 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Startup<S> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if matches!(this.state, Patch::Waiting) {
-            if let Some(packet) = with_replication(buf) {
-                this.state = Patch::Writing { packet, written: 0, original: buf.len() };
-            }
+        if matches!(this.state, Patch::Waiting)
+            && let Some(packet) = with_replication(buf)
+        {
+            this.state = Patch::Writing {
+                packet,
+                written: 0,
+                original: buf.len(),
+            };
         }
         // A caller that got `Pending` comes back with the same bytes.
-        while let Patch::Writing { packet, written, original } = &mut this.state {
+        while let Patch::Writing {
+            packet,
+            written,
+            original,
+        } = &mut this.state
+        {
             let rest = packet.get(*written..).unwrap_or_default();
             if rest.is_empty() {
                 let original = *original;
@@ -151,7 +168,11 @@ mod tests {
         assert_eq!(changed, packet(b"user\0a\0replication\0true\0\0"));
         let ssl_request = [0, 0, 0, 8, 4, 210, 22, 47];
         assert_eq!(with_replication(&ssl_request), None);
-        assert_eq!(with_replication(&packet(b"user\0a\0\0")[..10]), None, "not whole");
+        assert_eq!(
+            with_replication(&packet(b"user\0a\0\0")[..10]),
+            None,
+            "not whole"
+        );
         assert_eq!(with_replication(b""), None);
     }
 

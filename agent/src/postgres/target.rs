@@ -57,11 +57,18 @@ pub(super) async fn local(ctx: &PgContext, socket: bool) -> Vec<Address> {
     let port = file.as_ref().and_then(|file| file.port).unwrap_or(pg.port);
     if socket {
         let sockets = match configured_socket_dirs(pg) {
-            Some(dirs) => dirs.into_iter().find(|dir| dir.is_absolute()).into_iter().collect(),
+            Some(dirs) => dirs
+                .into_iter()
+                .find(|dir| dir.is_absolute())
+                .into_iter()
+                .collect(),
             None => default_socket_dirs(file.and_then(|file| file.socket_dir)),
         };
         if !sockets.is_empty() {
-            return sockets.into_iter().map(|dir| Address::Socket(dir, port)).collect();
+            return sockets
+                .into_iter()
+                .map(|dir| Address::Socket(dir, port))
+                .collect();
         }
     }
     vec![Address::Tcp(local_host(&pg.listen_hosts), port)]
@@ -69,19 +76,31 @@ pub(super) async fn local(ctx: &PgContext, socket: bool) -> Vec<Address> {
 
 fn configured_socket_dirs(pg: &PostgresConfig) -> Option<Vec<PathBuf>> {
     let list = pg.parameters.get("unix_socket_directories")?.as_str()?;
-    Some(list.split(',').map(|dir| PathBuf::from(dir.trim().trim_matches('"'))).collect())
+    Some(
+        list.split(',')
+            .map(|dir| PathBuf::from(dir.trim().trim_matches('"')))
+            .collect(),
+    )
 }
 
 pub(super) fn default_socket_dirs(running: Option<String>) -> Vec<PathBuf> {
     let running = running.map(PathBuf::from).filter(|dir| dir.is_absolute());
     let mut dirs: Vec<PathBuf> = running.into_iter().collect();
-    dirs.extend(DEFAULT_SOCKET_DIRS.iter().map(PathBuf::from).filter(|dir| dir.is_dir()));
+    dirs.extend(
+        DEFAULT_SOCKET_DIRS
+            .iter()
+            .map(PathBuf::from)
+            .filter(|dir| dir.is_dir()),
+    );
     dirs
 }
 
 fn local_host(listen: &[String]) -> String {
     let everywhere = |host: &String| {
-        matches!(host.as_str(), "" | "*" | "localhost" | "0.0.0.0" | "127.0.0.1")
+        matches!(
+            host.as_str(),
+            "" | "*" | "localhost" | "0.0.0.0" | "127.0.0.1"
+        )
     };
     match listen.first() {
         Some(first) if !listen.iter().any(everywhere) => first.clone(),
@@ -108,7 +127,11 @@ fn parse_url(url: &str) -> Option<Vec<(String, u16)>> {
     let config: tokio_postgres::Config = url.parse().ok()?;
     let ports = config.get_ports();
     let port = |index: usize| {
-        ports.get(index).or_else(|| ports.first()).copied().unwrap_or(DEFAULT_PORT)
+        ports
+            .get(index)
+            .or_else(|| ports.first())
+            .copied()
+            .unwrap_or(DEFAULT_PORT)
     };
     let hosts: Vec<(String, u16)> = config
         .get_hosts()
@@ -124,13 +147,30 @@ fn parse_url(url: &str) -> Option<Vec<(String, u16)>> {
 
 /// `h1,h2` with one port for all or one for each.
 fn host_list(hosts: &str, ports: &str) -> Option<Vec<(String, u16)>> {
-    let ports: Vec<u16> = ports.split(',').filter_map(|port| port.trim().parse().ok()).collect();
+    let ports: Vec<u16> = ports
+        .split(',')
+        .filter_map(|port| port.trim().parse().ok())
+        .collect();
     let port = |index: usize| {
-        ports.get(index).or_else(|| ports.first()).copied().unwrap_or(DEFAULT_PORT)
+        ports
+            .get(index)
+            .or_else(|| ports.first())
+            .copied()
+            .unwrap_or(DEFAULT_PORT)
     };
-    let hosts = hosts.split(',').map(str::trim).filter(|host| !host.is_empty());
-    let bare = |host: &str| host.trim_start_matches('[').trim_end_matches(']').to_owned();
-    let found: Vec<_> = hosts.enumerate().map(|(i, host)| (bare(host), port(i))).collect();
+    let hosts = hosts
+        .split(',')
+        .map(str::trim)
+        .filter(|host| !host.is_empty());
+    let bare = |host: &str| {
+        host.trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_owned()
+    };
+    let found: Vec<_> = hosts
+        .enumerate()
+        .map(|(i, host)| (bare(host), port(i)))
+        .collect();
     (!found.is_empty()).then_some(found)
 }
 
@@ -150,8 +190,14 @@ pub(super) fn conninfo(
     let mut pairs: Vec<(&str, String)> = vec![
         ("dbname", pg.database.clone()),
         ("user", user_of(credentials)),
-        ("host", join(hosts.iter().map(|(host, _)| host.clone()).collect())),
-        ("port", join(hosts.iter().map(|(_, port)| port.to_string()).collect())),
+        (
+            "host",
+            join(hosts.iter().map(|(host, _)| host.clone()).collect()),
+        ),
+        (
+            "port",
+            join(hosts.iter().map(|(_, port)| port.to_string()).collect()),
+        ),
     ];
     if with_passfile {
         pairs.push(("passfile", pg.pgpass.to_string_lossy().into_owned()));
@@ -167,13 +213,21 @@ pub(super) fn conninfo(
         pairs.push(("application_name", config.name.clone()));
         // `sslnegotiation=postgres` is libpq's default, and a server of 17 may run with an older libpq,
         // which would refuse the whole text.
-        let defaults = [("sslmode", "prefer"), ("gssencmode", "prefer"), ("channel_binding", "prefer")];
+        let defaults = [
+            ("sslmode", "prefer"),
+            ("gssencmode", "prefer"),
+            ("channel_binding", "prefer"),
+        ];
         for (key, value) in defaults {
             if !options.iter().any(|(present, _)| *present == key) {
                 options.push((key, value.to_owned()));
             }
         }
-        options.extend(pg.krbsrvname.iter().map(|name| ("krbsrvname", name.clone())));
+        options.extend(
+            pg.krbsrvname
+                .iter()
+                .map(|name| ("krbsrvname", name.clone())),
+        );
     }
     let slot_at_several =
         hosts.len() > 1 && matches!(upstream, Upstream::Remote { slot: Some(_), .. });
@@ -181,8 +235,10 @@ pub(super) fn conninfo(
         options.push(("target_session_attrs", String::from("read-write")));
     }
     pairs.extend(options);
-    let texts: Vec<String> =
-        pairs.iter().map(|(key, value)| format!("{key}={}", quote(value))).collect();
+    let texts: Vec<String> = pairs
+        .iter()
+        .map(|(key, value)| format!("{key}={}", quote(value)))
+        .collect();
     Ok(texts.join(" "))
 }
 
@@ -211,7 +267,9 @@ pub(super) fn passfile(pg: &PostgresConfig, hosts: &[(String, u16)]) -> Option<S
     let mut lines: Vec<String> = Vec::new();
     for role in [Role::Replication, Role::Rewind, Role::Superuser] {
         let credentials = credentials(pg, role);
-        let Some(password) = &credentials.password else { continue };
+        let Some(password) = &credentials.password else {
+            continue;
+        };
         let user = user_of(credentials);
         for (host, port) in hosts {
             // libpq looks up the default socket as "localhost", and others by their directory.
@@ -243,9 +301,8 @@ mod tests {
 
     #[test]
     fn one_local_address_of_all_means_localhost() {
-        let host = |list: &[&str]| {
-            local_host(&list.iter().map(|h| (*h).to_owned()).collect::<Vec<_>>())
-        };
+        let host =
+            |list: &[&str]| local_host(&list.iter().map(|h| (*h).to_owned()).collect::<Vec<_>>());
         assert_eq!(host(&["*"]), "localhost");
         assert_eq!(host(&["10.0.0.1", "127.0.0.1"]), "localhost");
         assert_eq!(host(&["10.0.0.1", "10.0.0.2"]), "10.0.0.1");
@@ -255,8 +312,14 @@ mod tests {
     #[test]
     fn member_urls_name_hosts_and_ports() {
         let one = |host: &str, port| Some(vec![(host.to_owned(), port)]);
-        assert_eq!(parse_url("postgres://10.0.0.1:5433/postgres"), one("10.0.0.1", 5433));
-        assert_eq!(parse_url("postgres://[fd00::1]:5433/postgres"), one("fd00::1", 5433));
+        assert_eq!(
+            parse_url("postgres://10.0.0.1:5433/postgres"),
+            one("10.0.0.1", 5433)
+        );
+        assert_eq!(
+            parse_url("postgres://[fd00::1]:5433/postgres"),
+            one("fd00::1", 5433)
+        );
         assert_eq!(parse_url("postgres://db/postgres"), one("db", 5432));
         assert_eq!(parse_url("nonsense"), None);
     }

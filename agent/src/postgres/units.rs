@@ -43,9 +43,15 @@ fn find_unit(name: &str) -> Option<(Family, f64)> {
 
 /// A base unit, possibly with a multiplier: `8kB`, `16MB`, `s`.
 fn base_unit(unit: &str) -> Option<(Family, f64)> {
-    let split = unit.find(|c: char| !c.is_ascii_digit()).unwrap_or(unit.len());
+    let split = unit
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(unit.len());
     let (digits, name) = unit.split_at(split);
-    let multiplier = if digits.is_empty() { 1.0 } else { digits.parse().ok()? };
+    let multiplier = if digits.is_empty() {
+        1.0
+    } else {
+        digits.parse().ok()?
+    };
     let (family, factor) = find_unit(name)?;
     Some((family, factor * multiplier))
 }
@@ -70,8 +76,13 @@ fn leading_number(text: &str) -> Option<(f64, &str)> {
     if text.len() - unsigned.len() > 1 {
         return None;
     }
-    if let Some(hex) = unsigned.strip_prefix("0x").or_else(|| unsigned.strip_prefix("0X")) {
-        let end = hex.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(hex.len());
+    if let Some(hex) = unsigned
+        .strip_prefix("0x")
+        .or_else(|| unsigned.strip_prefix("0X"))
+    {
+        let end = hex
+            .find(|c: char| !c.is_ascii_hexdigit())
+            .unwrap_or(hex.len());
         let number = i64::from_str_radix(hex.get(..end)?, 16).ok()? as f64;
         return Some((sign * number, hex.get(end..)?));
     }
@@ -163,7 +174,9 @@ pub fn human(value: &str, row: &Setting) -> String {
 }
 
 fn with_unit(number: i64, unit: &str) -> String {
-    let Some((family, factor)) = base_unit(unit) else { return number.to_string() };
+    let Some((family, factor)) = base_unit(unit) else {
+        return number.to_string();
+    };
     // Zero and the special values below it have no unit.
     if number <= 0 {
         return number.to_string();
@@ -177,7 +190,10 @@ fn with_unit(number: i64, unit: &str) -> String {
         .iter()
         .rev()
         .find(|(_, size)| *size <= total && total % size == 0.0)
-        .map_or_else(|| number.to_string(), |(name, size)| format!("{}{name}", total / size))
+        .map_or_else(
+            || number.to_string(),
+            |(name, size)| format!("{}{name}", total / size),
+        )
 }
 
 #[cfg(test)]
@@ -231,7 +247,10 @@ mod tests {
         assert!(same_value("REPLICA", &row("enum", "replica", None)));
         assert!(!same_value("A", &row("string", "a", None)));
         assert!(same_value("0.90", &row("real", "0.9", None)));
-        assert!(!same_value("much", &row("integer", "much", None)), "unparsable is different");
+        assert!(
+            !same_value("much", &row("integer", "much", None)),
+            "unparsable is different"
+        );
     }
 
     #[test]
