@@ -33,6 +33,7 @@ pub mod wipe;
 
 mod bootstrap;
 mod callbacks;
+mod changes;
 mod clone;
 mod driver;
 mod follow;
