@@ -110,9 +110,9 @@ pub(super) fn layer(captured: &Captured) -> (Map<String, Value>, Vec<String>) {
 }
 
 /// The variable that set a key, for messages.
-pub(super) fn variable_of(captured: &Captured, path: &[&str]) -> Option<String> {
+pub(super) fn variable_of(names: &[String], path: &[&str]) -> Option<String> {
     let matches = |name: &String| target(name).is_some_and(|t| t.path == path);
-    captured.keys().find(|name| matches(name)).cloned()
+    names.iter().find(|name| matches(name)).cloned()
 }
 
 fn insert(doc: &mut Map<String, Value>, path: &[String], value: Value) {

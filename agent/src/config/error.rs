@@ -46,6 +46,12 @@ pub enum ConfigError {
         /// What it should be.
         expected: String,
     },
+    /// No store at all. The first line is Patroni's.
+    #[error(
+        "Can not find suitable configuration of distributed configuration store\n\
+         Expected a section etcd3 with host or hosts in {0}, or PATRONI_ETCD3_HOST"
+    )]
+    NoStore(String),
     /// A value cannot be used.
     #[error("{origin}: {key}: expected {expected}")]
     Value {
@@ -92,6 +98,7 @@ impl ConfigError {
             | Self::Value { key, .. }
             | Self::Unsupported { key, .. }
             | Self::Dynamic { key, .. } => Some(key),
+            Self::NoStore(_) => Some("etcd3"),
             _ => None,
         }
     }

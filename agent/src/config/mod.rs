@@ -12,6 +12,7 @@ pub mod generate;
 mod known;
 mod local;
 pub mod merge;
+pub mod reload;
 pub mod secret;
 mod source;
 pub mod validate;

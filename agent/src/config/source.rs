@@ -77,10 +77,19 @@ fn figment_value(value: &Value) -> figment::value::Value {
 }
 
 /// Reads the configuration from the source chosen at start, as often as wanted.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Loader {
     source: Source,
     environment: Captured,
+}
+
+/// The variables hold passwords, so only the source shows.
+impl std::fmt::Debug for Loader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Loader")
+            .field("source", &self.source)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Loader {
@@ -154,7 +163,7 @@ impl Loader {
         }
         let origins = Origins {
             figment: origins,
-            environment: self.environment.clone(),
+            variables: self.environment.keys().cloned().collect(),
             whole: self.source.name(),
         };
         Ok(LocalConfig::new(doc, self.source.clone(), origins, notes))
@@ -241,7 +250,7 @@ fn parse_layer(name: String, file: Option<PathBuf>, text: &str) -> Result<Layer,
 #[derive(Clone, Debug)]
 pub(super) struct Origins {
     figment: Figment,
-    environment: Captured,
+    variables: Vec<String>,
     whole: String,
 }
 
@@ -253,7 +262,7 @@ impl Origins {
         };
         if metadata.name == Source::Environment.name() {
             let path: Vec<&str> = dotted.split('.').collect();
-            if let Some(name) = env::variable_of(&self.environment, &path) {
+            if let Some(name) = env::variable_of(&self.variables, &path) {
                 return name;
             }
         }

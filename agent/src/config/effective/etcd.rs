@@ -14,13 +14,7 @@ pub(super) fn build(top: &Section<'_>) -> Result<EtcdConfig, ConfigError> {
     refuse_others(top)?;
     let section = match top.map.get("etcd3") {
         Some(_) => top.sub("etcd3")?,
-        None => {
-            return Err(top.missing(
-                "etcd3",
-                "a section with host or hosts (Can not find suitable configuration of distributed \
-                 configuration store)",
-            ));
-        }
+        None => return Err(ConfigError::NoStore(top.origin("etcd3"))),
     };
     let endpoints = Endpoints::read(&section)?;
     let srv = first_text(&section, &["srv", "discovery_srv", "srv_domain"])?;

@@ -424,5 +424,109 @@ fn secrets_stay_out_of_debug() {
     );
     let (config, _) = local.effective(&Map::new()).expect("effective");
     let shown = format!("{local:?} {config:?}");
-    assert!(!shown.contains("zalando") && !shown.contains("hush") && !shown.contains("rep-pass"));
+    assert!(
+        !shown.contains("zalando")
+            && !shown.contains("hush")
+            && !shown.contains("from-env")
+            && !shown.contains("rep-pass")
+    );
+}
+
+#[test]
+fn a_reload_tells_what_waits_for_a_restart() {
+    let effective = |more: &str| {
+        local(more, &[])
+            .effective(&Map::new())
+            .expect("effective")
+            .0
+    };
+    let running = effective("");
+    let new = effective(
+        "{name: other, etcd3: {username: u}, postgresql: {data_dir: /x, config_dir: /data/postgres-0}}",
+    );
+    assert_eq!(
+        crate::config::reload::waiting_for_restart(&running, &new),
+        ["name", "postgresql.data_dir"]
+    );
+}
+
+#[test]
+fn without_a_store_the_message_is_patronis() {
+    let error = local("etcd3: null", &[])
+        .effective(&Map::new())
+        .expect_err("no store")
+        .to_string();
+    assert!(
+        error.starts_with(
+            "Can not find suitable configuration of distributed configuration store\n"
+        ),
+        "{error}"
+    );
+}
+
+/// Every key that a section knows, as a dotted path.
+fn known_paths() -> Vec<String> {
+    let sample = "
+name scope namespace log restapi ctl etcd3 watchdog tags bootstrap postgresql citus
+log.level log.format log.loggers log.mode log.max_queue_size log.static_fields log.file_size
+restapi.listen restapi.connect_address restapi.authentication restapi.verify_client
+restapi.allowlist restapi.request_queue_size restapi.server_tokens restapi.http_extra_headers
+etcd3.host etcd3.hosts etcd3.port etcd3.url etcd3.proxy etcd3.protocol etcd3.srv
+watchdog.mode watchdog.safety_margin tags.nofailover tags.failover_priority
+bootstrap.dcs bootstrap.dcs.ttl bootstrap.method bootstrap.initdb bootstrap.post_bootstrap
+postgresql.listen postgresql.connect_address postgresql.authentication postgresql.parameters
+postgresql.authentication.replication postgresql.pg_hba postgresql.pg_hba_replica
+postgresql.parameters_primary postgresql.create_replica_methods postgresql.barman
+postgresql.basebackup postgresql.rewind postgresql.callbacks postgresql.pg_ctl_timeout
+postgresql.recovery_conf postgresql.bin_name postgresql.use_slots
+ttl loop_wait postgresql.parameters.max_connections postgresql.parameters.wal_keep_size";
+    sample.split_whitespace().map(str::to_owned).collect()
+}
+
+fn any_value() -> impl proptest::strategy::Strategy<Value = Value> {
+    use proptest::prelude::*;
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        "[a-z:/0-9,*@%'\"\\[\\]. -]{0,12}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(2, 8, 3, |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
+            proptest::collection::vec(("[a-z_]{0,8}", inner), 0..3)
+                .prop_map(|pairs| Value::Object(pairs.into_iter().collect())),
+        ]
+    })
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_value_of_any_key_is_fatal(
+        path in proptest::sample::select(known_paths()),
+        value in any_value(),
+        dynamic in proptest::prelude::any::<bool>(),
+    ) {
+        let mut doc = Map::new();
+        let parts: Vec<&str> = path.split('.').collect();
+        crate::config::merge::set(&mut doc, &parts, value);
+        let (text, dynamic) = if dynamic {
+            (String::new(), doc)
+        } else {
+            (Value::Object(doc).to_string(), Map::new())
+        };
+        let file = crate::config::yaml::from_str(FILE).ok();
+        let mut file = file.and_then(|f| f.as_object().cloned()).unwrap_or_default();
+        if let Ok(Value::Object(more)) = crate::config::yaml::from_str(&text) {
+            crate::config::merge::patch(&mut file, &more);
+        }
+        let env = BTreeMap::from([(String::from("PATRONI_CONFIGURATION"), Value::Object(file).to_string())]);
+        if let Ok(local) = Loader::new(None, env).and_then(|l| l.load()) {
+            // Either answer will do; what matters is that there is one.
+            let _ = local.effective(&dynamic);
+            let _ = local.bootstrap_dcs();
+            let _ = local.control();
+        }
+    }
 }
