@@ -99,7 +99,11 @@ impl Member {
         let leads = !matches!(goal, LeaseGoal::Session { .. });
         let timing = self.settings.cluster.timing;
         if leads && !self.settings.cluster.pause {
-            self.watchdog.activate(timing.ttl(), timing.loop_wait());
+            match self.watchdog.activate(timing.ttl(), timing.loop_wait()) {
+                // The keeper renews, so the loop that gives it this goal is alive.
+                Ok(()) => self.watchdog.ping(),
+                Err(err) => tracing::error!("watchdog: {err}"),
+            }
         } else if self.watchdog_may_rest() {
             self.watchdog.disable();
         }

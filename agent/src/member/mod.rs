@@ -29,15 +29,17 @@ use crate::peers::Peers;
 use crate::postgres::{PgEvent, Postgres};
 use crate::rest::{ReplyTo, RestHandle, RestRequest};
 use crate::telemetry::TelemetryGuard;
-use proto::config::Settings;
-use proto::core::decision::{LogLevel, Standing};
+use proto::config::{ClusterConfig, Settings};
+use proto::core::decision::LogLevel;
 use proto::core::observation::{HeldRecord, PeerAnswer, Task, TaskResult};
 use proto::core::{Decision, Memory, Observation};
 use proto::dcs::LeaseRecord;
 use proto::ids::{JobId, MemberName};
 use proto::rest::Published;
 use proto::time::{MonoTime, WallTime};
-use std::collections::BTreeMap;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -49,6 +51,16 @@ const DONE_MAX: usize = 64;
 
 /// A sign of life of the watch older than this makes the view history (I4).
 const CONFIRM_LIMIT: Duration = Duration::from_secs(3);
+
+/// How long requests that are being answered may hold up the end.
+const REST_STOP_LIMIT: Duration = Duration::from_secs(2);
+
+/// What the guardian keeps for the agent after this one, so that an agent crash is not a failover.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Kept {
+    epoch: u64,
+    length_ms: u64,
+}
 
 /// What a task reports when it ends.
 struct Done {
@@ -114,11 +126,11 @@ struct Member {
     observation: Observation,
     memory: Memory,
     settings: Arc<Settings>,
-    standing: Option<Standing>,
 
     loader: Loader,
     local: LocalConfig,
     config: watch::Sender<Arc<AgentConfig>>,
+    cluster: watch::Sender<Arc<ClusterConfig>>,
     telemetry: TelemetryGuard,
 
     etcd: Etcd,
@@ -135,6 +147,8 @@ struct Member {
 
     /// Last sign of life of the watch.
     alive_at: Option<MonoTime>,
+    /// The next snapshot is the first after a gap, which confirms the view like a sign of life.
+    gap: bool,
     last_seen: WallTime,
     next_job: u64,
     next_wish: u64,
@@ -143,6 +157,10 @@ struct Member {
     /// What the guardian told of the tenure of the agent before us.
     inherited: Option<HeldRecord>,
     restart_replies: BTreeMap<u64, ReplyTo>,
+    /// A dynamic document that cannot be applied, complained about once.
+    refused_dynamic: Option<Map<String, Value>>,
+    /// Sentences about the configuration that were logged.
+    noted: BTreeSet<String>,
     /// The last sentence that was logged: repeats are not.
     logged: String,
     exit: Option<(u8, String)>,
@@ -193,7 +211,6 @@ impl Member {
             proto::core::decide(&self.observation, &self.memory, &self.settings);
         self.record(&decision);
         self.memory = memory;
-        self.standing = Some(decision.standing.clone());
         self.etcd.keeper().progress();
         self.publish(&decision, began);
         decision
@@ -228,7 +245,7 @@ impl Member {
             tracing::error!(critical = true, "{why}");
         }
         if let Some(rest) = self.rest.take() {
-            rest.stop().await;
+            rest.shutdown(REST_STOP_LIMIT).await;
         }
         self.watchdog.disable();
         if let Err(err) = self.guardian.leave() {

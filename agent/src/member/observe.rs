@@ -19,7 +19,11 @@ impl Member {
         let now = clock::now();
         match event {
             EtcdEvent::Snapshot(snapshot) => {
-                self.alive_at = Some(now);
+                // A later snapshot may be old news after this process was stopped; the first one after
+                // a gap comes from a linearizable read.
+                if std::mem::take(&mut self.gap) {
+                    self.alive_at = Some(now);
+                }
                 self.new_view(&snapshot, now);
             }
             EtcdEvent::Alive => self.alive_at = Some(now),
@@ -27,6 +31,7 @@ impl Member {
                 // What happens meanwhile is not seen: a record may be renewed and stand still again
                 // unseen, so watching it starts over (S21).
                 self.alive_at = None;
+                self.gap = true;
                 self.observation.dcs.watching_since = None;
                 self.observation.dcs.record_seen = None;
             }
@@ -35,6 +40,7 @@ impl Member {
                 // S23: another world. Nothing that was seen counts any more.
                 tracing::error!("etcd was wiped or restored: cluster id {was:x} became {is:x}");
                 self.alive_at = None;
+                self.gap = true;
                 self.observation.dcs.view = None;
                 self.observation.dcs.held = None;
                 self.observation.dcs.record_seen = None;
@@ -111,6 +117,12 @@ impl Member {
     }
 
     fn hold_record(&mut self, record: LeaseRecord, held: HeldRecord) {
+        let kept = super::Kept { epoch: record.epoch.0, length_ms: record.l_ms };
+        if let Ok(blob) = serde_json::to_vec(&kept)
+            && let Err(err) = self.guardian.keep(record.session.clone(), blob)
+        {
+            tracing::warn!("the guardian keeps nothing for a later agent: {err}");
+        }
         self.etcd.keeper().adopt_record(record, held);
         self.observation.dcs.held = Some(held);
         self.claimed = None;
@@ -221,7 +233,8 @@ impl Member {
         o.guardian.armed =
             hello.armed.map(|armed| Armed { epoch: armed.epoch, deadline: armed.deadline });
         o.guardian.session = hello.session;
-        o.watchdog_failed = self.watchdog.is_required() && !self.watchdog.is_healthy();
+        let timing = self.settings.cluster.timing;
+        o.watchdog_failed = !self.watchdog.is_healthy(timing.ttl(), timing.loop_wait());
     }
 
     pub(super) fn publish(&mut self, decision: &Decision, began: MonoTime) {
