@@ -1,14 +1,33 @@
-//! The shell around the core. (Placeholder, written in full below.)
-pub mod clock;
-pub mod config;
+//! garden-agent: the shell around the core.
+//!
+//! ```text
+//!  etcd ─────┐                                         ┌─▶ etcd transaction
+//!  guardian ─┤                                         ├─▶ postgres job
+//!  postgres ─┼─▶ member loop ─▶ proto::core::decide ───┼─▶ guardian deadline
+//!  peers ────┤                                         ├─▶ published snapshot ─▶ REST
+//!  REST ─────┘                                         └─▶ journal
+//! ```
+//!
+//! Everything that can hang, fail or lie is here; everything that is judged is in `proto`. Modules in
+//! reading order: [`member`] (the loop), then the drivers [`etcd`], [`guardian`], [`postgres`],
+//! [`peers`] and [`rest`], then what they stand on.
+
+pub mod member;
+
+pub mod etcd;
 pub mod guardian;
-pub mod http;
 pub mod peers;
 pub mod postgres;
 pub mod rest;
+
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod exit;
+pub mod http;
+pub mod journal;
+pub mod run;
+pub mod systemd;
+pub mod telemetry;
 pub mod tls;
 pub mod watchdog;
-pub mod cli;
-pub mod exit;
-pub mod telemetry;
-pub mod etcd;

@@ -131,7 +131,7 @@ struct Member {
     local: LocalConfig,
     config: watch::Sender<Arc<AgentConfig>>,
     cluster: watch::Sender<Arc<ClusterConfig>>,
-    telemetry: TelemetryGuard,
+    telemetry: Arc<TelemetryGuard>,
 
     etcd: Etcd,
     guardian: GuardianClient,

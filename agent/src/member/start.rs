@@ -70,7 +70,7 @@ pub enum StartError {
 pub async fn run(
     loader: Loader,
     local: LocalConfig,
-    telemetry: TelemetryGuard,
+    telemetry: Arc<TelemetryGuard>,
 ) -> Result<u8, StartError> {
     let first = first_meaning(&local)?;
     let me = first.settings.me.clone();
@@ -237,7 +237,7 @@ fn inherited(hello: &Hello) -> Option<HeldRecord> {
 struct Parts {
     loader: Loader,
     local: LocalConfig,
-    telemetry: TelemetryGuard,
+    telemetry: Arc<TelemetryGuard>,
     etcd: Etcd,
     guardian: GuardianClient,
     peers: Peers,

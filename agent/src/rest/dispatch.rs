@@ -16,6 +16,9 @@ use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+/// Entries of the journal in one answer.
+const JOURNAL_LINES: usize = 200;
+
 /// Who sent a request, as far as the connection tells.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Caller {
@@ -185,6 +188,7 @@ async fn serve(
     if route.endpoint == Endpoint::Failsafe && !published.settings.cluster.failsafe_mode {
         return Answer::page(502);
     }
+    let journal = request.uri().path().trim_end_matches('/').ends_with("/journal");
     let body = match route.body {
         BodyRule::None => Ok(Map::new()),
         BodyRule::Optional => body::optional(request).await,
@@ -203,6 +207,7 @@ async fn serve(
         Endpoint::ShowConfig => read::config(published),
         Endpoint::Metrics => read::metrics_page(shared, published),
         Endpoint::FailsafeMembers => read::failsafe(shared),
+        Endpoint::Garden if journal => Answer::plain(shared.state.journal.lines(JOURNAL_LINES)),
         Endpoint::Garden => read::garden(published),
         Endpoint::OpenApi => Answer::json(200, openapi::document(env!("CARGO_PKG_VERSION"))),
         Endpoint::PatchConfig => config::patch(shared, &body).await,

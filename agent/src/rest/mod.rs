@@ -51,6 +51,8 @@ pub struct RestState {
     pub peers: Peers,
     /// A new value, also an equal one, makes the server read its certificates again.
     pub config: watch::Receiver<Arc<AgentConfig>>,
+    /// For `/garden/journal`.
+    pub journal: crate::journal::JournalReader,
 }
 
 /// Where the member loop sends the status code and the text of its answer.

@@ -1,7 +1,7 @@
 //! We hold the lock (`ha-behaviour.md` 4.2, 7).
 
 use super::cx::Cx;
-use super::decision::Action;
+use super::decision::{Action, Wish, WishOutcome};
 use super::election;
 use super::handover;
 use super::job::{Job, StopMode, StopReason, Upstream};
@@ -354,20 +354,49 @@ fn hold_back_after_crash(cx: &mut Cx, sample: &SqlSample) {
 // --- wishes ---------------------------------------------------------------------------------------
 
 pub(super) fn restart_wish(cx: &mut Cx) -> Option<Reason> {
-    let wish = cx.o.wishes.restart.clone()?;
-    if cx.m.restart_wish_done == Some(wish.id) {
+    let wish = match cx.o.wishes.restart.clone() {
+        Some(wish) if cx.m.restart_wish_done == Some(wish.id) => return None,
+        Some(wish) => (wish.timeout, Some(wish.id)),
+        None => (scheduled_restart(cx)?, None),
+    };
+    let (timeout, id) = wish;
+    let timeout = timeout.map_or(cx.s.cluster.primary_start_timeout, Duration::from_secs);
+    let follow = cx.o.postgres.conf.upstream.clone();
+    cx.start(Job::Restart { timeout, wish: id, follow });
+    Some(Reason::RestartWish)
+}
+
+/// `ha-behaviour.md` 13: carried out at its time if its conditions hold then, dropped when it is too
+/// late or somebody else has restarted PostgreSQL meanwhile. Never in pause. `Some`: now, with this
+/// limit.
+fn scheduled_restart(cx: &mut Cx) -> Option<Option<u64>> {
+    let restart = cx.o.wishes.scheduled_restart.clone()?;
+    if cx.paused() {
         return None;
     }
-    let timeout = wish
-        .timeout
-        .map_or(cx.s.cluster.primary_start_timeout, Duration::from_secs);
-    let follow = cx.o.postgres.conf.upstream.clone();
-    cx.start(Job::Restart {
-        timeout,
-        wish: Some(wish.id),
-        follow,
-    });
-    Some(Reason::RestartWish)
+    let left = cx.o.wall.millis_until(restart.at);
+    if left > 0 {
+        cx.wake_in(Duration::from_millis(left.unsigned_abs()).min(cx.s.cluster.timing.loop_wait()));
+        return None;
+    }
+    let sample = cx.sample()?;
+    let late = Duration::from_millis(left.unsigned_abs()) > cx.s.cluster.timing.loop_wait().mul_f32(1.5);
+    let restarted = restart
+        .postmaster_start_time
+        .as_ref()
+        .is_some_and(|time| *time != sample.postmaster_start_time);
+    let role = super::standing::role(cx);
+    let meets = restart.role.as_ref().is_none_or(|wanted| wanted == role.as_str())
+        && restart.below_version.is_none_or(|version| sample.server_version < version)
+        && (!restart.restart_pending || !sample.pending_restart.is_empty());
+    let outcome = match (late || restarted, meets) {
+        (true, _) => WishOutcome::Refused("its time has passed".into()),
+        (false, false) => WishOutcome::Refused("restart conditions are not satisfied".into()),
+        (false, true) => WishOutcome::Started,
+    };
+    let now = outcome == WishOutcome::Started;
+    cx.push(Action::Answer { wish: Wish::ScheduledRestart, outcome });
+    now.then_some(restart.timeout)
 }
 
 // --- who could take over --------------------------------------------------------------------------

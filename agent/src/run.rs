@@ -1,0 +1,107 @@
+//! From the command line to an exit status.
+
+use crate::cli::{self, Invocation};
+use crate::config::{self, Loader, env};
+use crate::exit::Exit;
+use crate::journal::{self, Replayed};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+/// Threads of the runtime. The loop, the watch and REST need little; the lease has a thread of its own.
+const WORKERS: usize = 2;
+
+/// Does what the command line asks for.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let invocation = match cli::parse(arguments) {
+        Ok(invocation) => invocation,
+        Err(err) => {
+            // Help and mistakes alike; there is nobody to tell when even that cannot be printed.
+            let _ = err.print();
+            return ExitCode::from(u8::try_from(err.exit_code()).unwrap_or(2));
+        }
+    };
+    match invocation {
+        Invocation::Guardian(words) => ExitCode::from(crate::guardian::main(&words)),
+        Invocation::Replay(file) => replay(&file),
+        Invocation::Version(line) => {
+            println!("{line}");
+            Exit::Success.into()
+        }
+        Invocation::Run { config } => agent(config.as_deref()),
+        Invocation::Validate { config, ignore_listen_port, print } => {
+            let options = config::validate::ValidateOptions { ignore_listen_port, print };
+            match Loader::new(config.as_deref(), env::capture()).and_then(|l| l.load_any()) {
+                Ok(local) => config::validate::run(&local, options).into(),
+                Err(err) => failure(&err),
+            }
+        }
+        Invocation::GenerateSample { .. } | Invocation::Generate { .. } => Exit::Failure.into(),
+    }
+}
+
+fn failure(err: &dyn std::error::Error) -> ExitCode {
+    eprintln!("{}", crate::guardian::note::chain(err));
+    Exit::Failure.into()
+}
+
+fn agent(path: Option<&Path>) -> ExitCode {
+    let environment = env::capture();
+    let loaded = Loader::new(path, environment).and_then(|loader| {
+        let local = loader.load()?;
+        let (config, _) = local.effective(&serde_json::Map::new())?;
+        Ok((loader, local, config))
+    });
+    let (loader, local, config) = match loaded {
+        Ok(loaded) => loaded,
+        Err(err) => return failure(&err),
+    };
+    let telemetry = match crate::telemetry::init(&config.log) {
+        Ok(telemetry) => Arc::new(telemetry),
+        Err(err) => return failure(&err),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(err) => return failure(&err),
+    };
+    let ended = runtime.block_on(crate::member::run(loader, local, Arc::clone(&telemetry)));
+    // Background work that hangs, on a disk perhaps, must not keep the process alive.
+    runtime.shutdown_background();
+    match ended {
+        Ok(code) => ExitCode::from(code),
+        Err(err) => {
+            tracing::error!(critical = true, "{}", crate::guardian::note::chain(&err));
+            Exit::Failure.into()
+        }
+    }
+}
+
+fn replay(file: &PathBuf) -> ExitCode {
+    let text = match std::fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(err) => {
+            eprintln!("{}: {err}", file.display());
+            return Exit::Failure.into();
+        }
+    };
+    let mut same = true;
+    for outcome in journal::replay(&text) {
+        match outcome {
+            Replayed::Same { reason } => println!("same     {reason}"),
+            Replayed::Differs { recorded, now } => {
+                same = false;
+                println!("DIFFERS\n  recorded: {recorded}\n  now: {now}");
+            }
+            Replayed::Unreadable { line, problem } => {
+                same = false;
+                println!("line {line} is no journal entry of this version: {problem}");
+            }
+        }
+    }
+    if same { Exit::Success.into() } else { Exit::Failure.into() }
+}
