@@ -76,6 +76,10 @@ fn nobody_leads(cx: &mut Cx) -> Reason {
                 source: "a replica method that needs no leader".into(),
             }
         }
+        // The watch may show our claim before its outcome is known.
+        Some(Initialize::Bootstrapping) if cx.o.in_flight.contains(&Task::Initialize) => {
+            Reason::ClaimInitialize
+        }
         Some(Initialize::Bootstrapping) => {
             cx.m.bootstrapping = false;
             Reason::WaitBootstrap
