@@ -106,7 +106,7 @@ fn judge(cx: &mut Cx) -> Reason {
         Process::Unknown => Reason::NotLookedYet,
         Process::Orphans => {
             // S10: nothing is released or started while a process of the old life may still commit.
-            cx.push(Action::Fence);
+            // The guardian is ending them.
             cx.wake_in(Duration::from_millis(50));
             Reason::Orphans
         }

@@ -172,7 +172,7 @@ fn nobody_leads(cx: &mut Cx) -> Reason {
     {
         cx.m.free_since.get_or_insert(cx.o.now);
         cx.wake_in(Duration::from_millis(200));
-        return Reason::WaitLeader;
+        return Reason::WaitSuccessor;
     }
     cx.m.handover = None;
     start_alone(cx)

@@ -47,9 +47,6 @@ pub(super) fn step_down(cx: &mut Cx) -> Reason {
         Process::Unknown | Process::Orphans => false,
     };
     if !harmless && !cx.paused() {
-        if cx.o.postgres.process == Process::Orphans {
-            cx.push(Action::Fence);
-        }
         // S10: PostgreSQL goes first, the key after.
         if cx.o.job.is_none() && cx.alive() {
             let timeout = cx.tenure().map(|t| cx.o.now.until(t.deadline));
@@ -115,7 +112,6 @@ pub(super) fn shutdown(cx: &mut Cx) -> Reason {
         return Reason::ShutdownStop;
     }
     if cx.o.postgres.process == Process::Orphans {
-        cx.push(Action::Fence);
         return Reason::Orphans;
     }
     let down = cx.m.stepping_down.get_or_insert(SteppingDown {

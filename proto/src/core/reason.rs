@@ -87,6 +87,8 @@ reasons! {
     WaitBootstrap = "wait-bootstrap", "waiting for the cluster to be initialised by another member";
     /// No leader to copy from.
     WaitLeader = "wait-leader", "waiting for leader to bootstrap";
+    /// Handed over, the successor has not taken the lock yet.
+    WaitSuccessor = "wait-successor", "handed over: waiting for the candidate to take the leader lock";
     /// Race for the initialise key.
     ClaimInitialize = "bootstrap-race", "trying to bootstrap a new cluster";
     /// Bootstrap begins.
