@@ -340,6 +340,32 @@ fn a_failed_bootstrap_keeps_its_data_aside() {
 }
 
 #[test]
+fn a_custom_bootstrap_recovers_to_its_target_and_gets_the_real_rules_back() {
+    as_postgres("a_custom_bootstrap_recovers_to_its_target_and_gets_the_real_rules_back", async {
+        let mut a = primary("a", 23110).await;
+        a.query("CREATE TABLE t AS SELECT 1 AS n").await;
+        a.job(stop(StopMode::Fast)).await;
+        // The method runs with fixed paths; the target is the end of the copied WAL.
+        let copy = format!(
+            "bootstrap: {{method: copy, copy: {{command: \"/bin/sh -c 'cp -a {}/. $PGCOPY'\", \
+             no_params: true, recovery_conf: {{restore_command: /bin/false, \
+             recovery_target_action: promote}}}}}}",
+            a.data().display()
+        );
+        let target = std::env::temp_dir().join(format!("garden-jobs-{}-b/data", std::process::id()));
+        let copy = copy.replace("$PGCOPY", &target.display().to_string());
+        let mut b = Node::new("b", 23111, &copy);
+        assert_eq!(b.job(Job::Bootstrap).await, JobEnd::Done);
+        assert_eq!(b.query("SELECT n FROM t").await.as_deref(), Some("1"));
+        let segment = b.query("SELECT pg_walfile_name(pg_current_wal_lsn())").await;
+        assert!(segment.is_some_and(|name| name.starts_with("00000002")), "promoted");
+        let rules = std::fs::read_to_string(b.data().join("pg_hba.conf")).expect("there");
+        assert!(rules.contains("scram-sha-256") && !rules.contains("trust"), "{rules}");
+        assert_eq!(b.query("SHOW hot_standby").await.as_deref(), Some("on"));
+    });
+}
+
+#[test]
 fn a_newer_callback_ends_the_older_one_with_its_children() {
     as_postgres("a_newer_callback_ends_the_older_one_with_its_children", async {
         let script = "/bin/sh -c 'echo $0 $1 $2 >> /tmp/garden-calls-23100; sleep 77 & wait'";

@@ -90,16 +90,31 @@ async fn create(
     };
     first_start(job, config, &state).await?;
     after_start(job, config, bootstrap).await?;
-    if bootstrap.method.is_some() {
-        let state = ConfState {
-            as_primary: true,
-            sync_names: Some(String::new()),
-            ..ConfState::default()
-        };
-        job.shared.write_conf(&state).await?;
-        start::reload(&job.shared).await?;
-        job.shared.loaded(&state);
+    match method {
+        Some(method) => real_rules(job, config, method).await,
+        None => Ok(()),
     }
+}
+
+/// Puts the real `pg_hba.conf` back after a custom method. A server that recovered by itself was
+/// started with settings that only a restart can take away (`hot_standby` is off).
+async fn real_rules(
+    job: &JobCx,
+    config: &AgentConfig,
+    method: &CustomMethod,
+) -> Result<(), JobError> {
+    let state =
+        ConfState { as_primary: true, sync_names: Some(String::new()), ..ConfState::default() };
+    if method.recovery_conf.is_some() || method.keep_existing_recovery_conf {
+        stop::halt(job, &Stop::fast(Some(config.postgresql.pg_ctl_timeout))).await?;
+        return match start::launch(job, &state, config.postgresql.pg_ctl_timeout).await? {
+            JobEnd::Done => Ok(()),
+            _ => Err(JobError::other("PostgreSQL did not come back after the bootstrap's restart")),
+        };
+    }
+    job.shared.write_conf(&state).await?;
+    start::reload(&job.shared).await?;
+    job.shared.loaded(&state);
     Ok(())
 }
 
