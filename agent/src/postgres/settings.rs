@@ -254,12 +254,15 @@ pub fn recovery_settings(
     if !state.standby {
         // Only for `pg_rewind`, which reads it from here; a primary ignores it.
         recovery.retain(|name, _| name == "restore_command");
-        return recovery;
     }
+    // On a primary too: lines that vanish with a promotion would count as changes that need a restart.
     for name in ["", "_name", "_time", "_xid", "_lsn"] {
         recovery.insert(format!("recovery_target{name}"), String::new());
     }
     recovery.insert("recovery_target_timeline".into(), "latest".into());
+    if !state.standby {
+        return recovery;
+    }
     // Explicitly empty, since a promise not to stream must hold whatever an included file says (S19).
     let slot = primary_slot_name(config, cluster, &state.upstream).filter(|_| !state.cut_off);
     let conninfo = primary_conninfo.filter(|_| !state.cut_off);
