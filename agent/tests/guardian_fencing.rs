@@ -270,3 +270,65 @@ fn a_program_that_cannot_be_executed_is_an_exit() {
         }
     });
 }
+
+#[test]
+fn strict_form_needs_nobody_to_be_scheduled() {
+    as_postgres("strict_form_needs_nobody_to_be_scheduled", || {
+        let cluster = Cluster::new("strict", 27020);
+        let mut agent = cluster.strict_agent();
+        if !agent.hello.fit {
+            println!("no PID namespaces on this machine; nothing shown");
+            return;
+        }
+        assert_eq!(agent.hello.method, "namespace");
+        let pid = cluster.start(&agent);
+        assert_eq!(cluster.pid_in_file(), pid, "the same pid on both sides");
+        let load = cluster.load(8, 8);
+        let deadline = agent.arm(1, Duration::from_millis(1500));
+        let guardian = agent.hello.pid;
+        drop(agent);
+        // Everything: guardian, witness, postmaster, backends. They are never continued.
+        let everybody = cluster.everybody(guardian);
+        assert!(everybody.len() > 18, "{everybody:?}");
+        everybody.iter().for_each(|pid| kill(*pid, Signal::SIGSTOP));
+        check_delays("strict, everything stopped", &cluster, load, deadline, FENCE_BOUND);
+        // What is left is the witness, still stopped.
+        let witness: Vec<i32> = everybody
+            .into_iter()
+            .filter(|pid| garden_agent::guardian::proc::Process::read(*pid).is_some_and(|p| p.is_alive()))
+            .collect();
+        assert!(witness.len() <= 2, "witness and log writer");
+        witness.iter().for_each(|pid| kill(*pid, Signal::SIGCONT));
+    });
+}
+
+#[test]
+fn strict_form_reports_exits_and_orphans_like_the_other() {
+    as_postgres("strict_form_reports_exits_and_orphans_like_the_other", || {
+        let cluster = Cluster::new("strictend", 27021);
+        let mut agent = cluster.strict_agent();
+        if !agent.hello.fit {
+            println!("no PID namespaces on this machine; nothing shown");
+            return;
+        }
+        let pid = cluster.start(&agent);
+        cluster.stop_by_hand("fast");
+        let seen = agent.wait_for(|event| *event == GuardianEvent::Empty);
+        assert!(seen.contains(&GuardianEvent::PostmasterExited { pid, status: Some(0) }), "{seen:?}");
+
+        let pid = cluster.start(&agent);
+        let load = cluster.load(4, 8);
+        let at = garden_agent::clock::now();
+        kill(pid, Signal::SIGKILL);
+        let seen = agent.wait_for(|event| *event == GuardianEvent::Empty);
+        assert!(seen.contains(&GuardianEvent::PostmasterExited { pid, status: Some(9) }), "{seen:?}");
+        check_delays("strict, postmaster killed", &cluster, load, at, FENCE_BOUND);
+
+        let pid = cluster.start(&agent);
+        let load = cluster.load(4, 8);
+        let deadline = agent.arm(1, Duration::from_millis(800));
+        agent.wait_for(|event| *event == GuardianEvent::Empty);
+        assert!(garden_agent::guardian::proc::Process::read(pid).is_none_or(|p| !p.is_alive()));
+        check_delays("strict, deadline", &cluster, load, deadline, FENCE_BOUND);
+    });
+}

@@ -6,7 +6,7 @@
 
 mod link;
 
-use super::{Args, Armed, Basis, GuardianError, canonical};
+use super::{Args, Armed, Basis, GuardianError, canonical, this_program};
 use link::Link;
 use nix::sys::socket::{MsgFlags, Shutdown, send, shutdown};
 use proto::fence::wire::{Kept, Message, Request, Start};
@@ -39,6 +39,9 @@ pub struct AttachOptions {
     pub log: Option<PathBuf>,
     /// F, the fencing bound that its self-test is held against.
     pub fence_bound: Duration,
+    /// PostgreSQL runs in a PID namespace of its own. A guardian that is already there keeps the form
+    /// that it has.
+    pub namespace: bool,
     /// Words put before the guardian's own arguments, and variables for its environment. For tests.
     pub prefix: (Vec<OsString>, Vec<(OsString, OsString)>),
 }
@@ -46,9 +49,10 @@ pub struct AttachOptions {
 impl Default for AttachOptions {
     fn default() -> Self {
         Self {
-            program: std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe")),
+            program: this_program(),
             log: None,
             fence_bound: Duration::from_millis(500),
+            namespace: false,
             prefix: (Vec::new(), Vec::new()),
         }
     }
@@ -327,6 +331,7 @@ fn words(shared: &Shared) -> Vec<OsString> {
         data_dir: shared.data_dir.clone(),
         log: shared.options.log.clone(),
         fence_ms: u64::try_from(shared.options.fence_bound.as_millis()).unwrap_or(500),
+        namespace: shared.options.namespace,
     };
     let mut words = shared.options.prefix.0.clone();
     words.extend(args.to_words());

@@ -17,12 +17,13 @@
 //! Single-threaded, no async runtime, no disk on the path of fencing, nothing allocated by it. The rules
 //! are [`proto::fence::FenceClock`]; this module must not contain a second set of them.
 //!
-//! Reading order: [`serve`] (the loop), [`fence`] and [`proc`] (ending processes), [`spawn`] (starting
-//! and adopting), [`timer`], [`witness`], [`selftest`], [`note`]; [`client`] is the agent's side, and
+//! Reading order: [`serve`] (the loop), [`fence`] and [`proc`] (ending processes), [`spawn`] and [`namespace`]
+//! (starting and adopting), [`timer`], [`witness`], [`selftest`], [`note`]; [`client`] is the agent's side, and
 //! [`supervise`] a container's first process.
 
 pub mod client;
 pub mod fence;
+pub mod namespace;
 pub mod note;
 pub mod proc;
 pub mod selftest;
@@ -109,6 +110,10 @@ pub struct Args {
     /// F: how long after the deadline the last process may still run, in milliseconds.
     #[arg(long, default_value_t = 500)]
     pub fence_ms: u64,
+    /// Run PostgreSQL in a PID namespace of its own: the kernel alone then ends it when the guardian
+    /// dies, also when everything on the machine is stopped.
+    #[arg(long)]
+    pub namespace: bool,
 }
 
 impl Args {
@@ -116,6 +121,9 @@ impl Args {
     pub fn to_words(&self) -> Vec<OsString> {
         let mut words = vec![OsString::from("guardian"), "--data-dir".into(), self.data_dir.clone().into()];
         words.extend(["--fence-ms".into(), self.fence_ms.to_string().into()]);
+        if self.namespace {
+            words.push("--namespace".into());
+        }
         if let Some(log) = &self.log {
             words.extend(["--log".into(), log.clone().into()]);
         }
@@ -151,6 +159,16 @@ pub fn run(args: &Args) -> u8 {
             1
         }
     }
+}
+
+/// This very program, also after an upgrade has replaced its file: then the new one, if it is there.
+pub fn this_program() -> PathBuf {
+    let found = std::env::current_exe().ok().and_then(|path| {
+        let bytes = path.as_os_str().as_bytes();
+        let name = bytes.strip_suffix(b" (deleted)").unwrap_or(bytes);
+        Some(PathBuf::from(OsString::from_vec(name.to_vec()))).filter(|path| path.exists())
+    });
+    found.unwrap_or_else(|| PathBuf::from("/proc/self/exe"))
 }
 
 /// The data directory's one true name, also when it does not exist yet: the part that exists with all
@@ -216,6 +234,7 @@ mod tests {
             data_dir: "/var/lib/x y".into(),
             log: Some("/log".into()),
             fence_ms: 300,
+            namespace: true,
         };
         let words = args.to_words();
         let back = CommandLine::try_parse_from(&words).unwrap().args;

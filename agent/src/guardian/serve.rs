@@ -11,6 +11,7 @@ use super::note::{self, note};
 use super::spawn::{self, Postmaster};
 use super::timer::{Alarm, Backstop, moment};
 use super::witness::{Duty, Witness};
+use super::namespace::{self, Init};
 use super::{Args, GuardianError, canonical, fence, selftest};
 use agents::{Agents, Incoming};
 use nix::libc;
@@ -64,6 +65,7 @@ pub struct Guardian {
     witness: Witness,
     /// Our own children that are not of the cluster.
     spared: Vec<i32>,
+    bound: Duration,
     verdict: selftest::Verdict,
     kept: Option<Kept>,
     /// What the postmaster gets: ours before we made ourselves precious.
@@ -72,6 +74,8 @@ pub struct Guardian {
     idle_since: Option<MonoTime>,
     /// An agent said that it may end.
     may_leave: bool,
+    /// PostgreSQL gets a PID namespace.
+    namespace: bool,
 }
 
 impl Guardian {
@@ -103,14 +107,9 @@ impl Guardian {
         let oom_score = spawn::oom_score().unwrap_or(0);
         harden();
         let bound = Duration::from_millis(args.fence_ms);
-        let verdict = selftest::measure(&spared, bound);
         let session = format!("{:016x}", fastrand::u64(..));
-        let took = verdict.took;
-        if verdict.fit {
-            note!("INFO", "guarding {}, fencing takes {took:?} here", data_dir.display());
-        } else {
-            note!("ERROR", "fencing took {took:?}, more than half of {bound:?}: not fit to lead");
-        }
+        note!("INFO", "guarding {}", data_dir.display());
+        let verdict = test(&spared, bound, args.namespace);
         Ok(Self {
             data_dir,
             session,
@@ -124,11 +123,13 @@ impl Guardian {
             signals,
             witness,
             spared,
+            bound,
             verdict,
             kept: None,
             oom_score,
             idle_since: None,
             may_leave: false,
+            namespace: args.namespace,
         })
     }
 
@@ -217,10 +218,11 @@ impl Guardian {
                 Err(nix::Error::EINTR) => continue,
                 Ok(_) | Err(_) => return,
             };
-            let is_postmaster =
-                self.postmaster.as_ref().is_some_and(|p| p.is_child && p.process.pid == ended.as_raw());
-            let status = wait_raw(ended);
-            if is_postmaster {
+            let mut status = wait_raw(ended);
+            if let Some(postmaster) = self.postmaster.as_ref().filter(|p| p.child() == Some(ended.as_raw()))
+            {
+                // The first process of a namespace passes on how the postmaster ended.
+                status = postmaster.init.as_ref().and_then(Init::status).or(status);
                 self.postmaster_exited(status);
             } else if ended.as_raw() == self.witness.pid() {
                 self.replace_witness();
@@ -309,6 +311,9 @@ impl Guardian {
     }
 
     fn greet(&mut self, from: agents::Agent, id: u32, version: u16) {
+        if !self.verdict.fit && self.not_startable().is_none() {
+            self.verdict = test(&self.spared, self.bound, self.namespace);
+        }
         let greeting = Hello {
             version: VERSION,
             pid: getpid().as_raw(),
@@ -318,7 +323,7 @@ impl Guardian {
             armed: self.clock.armed(),
             fit: self.verdict.fit,
             measured: self.verdict.took,
-            method: String::from("scan"),
+            method: String::from(if self.namespace { "namespace" } else { "scan" }),
             kept: self.kept.clone(),
         };
         let pid = from.pid;
@@ -332,7 +337,10 @@ impl Guardian {
         if let Some(why) = self.not_startable() {
             return refused(why);
         }
-        match spawn::start(start, &self.data_dir, self.oom_score) {
+        let started = spawn::Prepared::new(start, &self.data_dir, self.oom_score).and_then(|prepared| {
+            if self.namespace { namespace::start(&prepared) } else { spawn::start(&prepared) }
+        });
+        match started {
             Ok(postmaster) => self.guard(postmaster),
             Err(error) => refused(&note::chain(&error)),
         }
@@ -427,6 +435,10 @@ impl Guardian {
     /// One pass over the processes, if they are being ended. Returns the pause before the next one.
     fn sweep_once(&mut self) -> Option<Duration> {
         let sweep = self.sweep.as_mut()?;
+        if let Some(init) = self.postmaster.as_ref().and_then(|p| p.init.as_ref()) {
+            // With it the kernel ends the whole namespace; the passes below see to that.
+            init.kill();
+        }
         let scope = fence::Scope {
             data_dir: Some(self.data_dir.as_os_str().as_bytes()),
             postmaster: self.postmaster.as_ref().map(|p| p.process),
@@ -457,6 +469,21 @@ impl Guardian {
         self.tell_witness();
         None
     }
+}
+
+/// Whether this machine lets us do our work in time.
+fn test(spared: &[i32], bound: Duration, namespace: bool) -> selftest::Verdict {
+    let mut verdict = selftest::measure(spared, bound);
+    if namespace && !namespace::is_possible() {
+        note!("ERROR", "this machine does not let us make a PID namespace");
+        verdict.fit = false;
+    }
+    if verdict.fit {
+        note!("INFO", "fencing takes {:?} here", verdict.took);
+    } else {
+        note!("ERROR", "not fit to lead: fencing took {:?}, the bound is {bound:?}", verdict.took);
+    }
+    verdict
 }
 
 fn refused(why: &str) -> Message {

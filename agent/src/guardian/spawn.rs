@@ -1,13 +1,14 @@
 //! Starting a postmaster, adopting one, and what a fresh process of the guardian has to do.
 #![expect(unsafe_code, reason = "fork and exec, and descriptors by number before exec")]
 
+use super::namespace::Init;
 use super::proc::{self, Process};
 use nix::libc;
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
-use nix::unistd::{ForkResult, fork, getpid, getppid, setsid};
+use nix::unistd::{ForkResult, Pid, fork, getpid, getppid, setsid};
 use proto::fence::wire::Start;
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
 use std::time::Duration;
@@ -28,6 +29,16 @@ pub struct Postmaster {
     pub pidfd: OwnedFd,
     /// It is our child: we get its status, and it dies with us.
     pub is_child: bool,
+    /// The first process of its PID namespace, when it has one: then that is our child.
+    pub init: Option<Init>,
+}
+
+impl Postmaster {
+    /// Our own child whose end is the postmaster's.
+    pub fn child(&self) -> Option<i32> {
+        let direct = self.is_child.then_some(self.process.pid);
+        self.init.as_ref().map(|init| init.process.pid).or(direct)
+    }
 }
 
 /// Why there is no postmaster.
@@ -42,77 +53,110 @@ pub enum SpawnError {
     /// It has already ended.
     #[error("process {0} is gone")]
     Gone(i32),
+    /// The kernel does not let us make a PID namespace, or its first process did not answer.
+    #[error("start the postmaster in a PID namespace: {0}")]
+    Namespace(&'static str),
     /// It is something else.
     #[error("process {0} is not a PostgreSQL server in this data directory")]
     NotOurs(i32),
 }
 
-/// Starts a postmaster. The child does whatever may block, the opening of its log and the reading of
-/// the program among it, so that a hung disk hangs only the child.
-///
-/// # Errors
-/// See [`SpawnError`]; that the program cannot be executed shows as its exit with 127.
-pub fn start(start: &Start, data_dir: &Path, oom_score: i32) -> Result<Postmaster, SpawnError> {
-    let text = |bytes: &Vec<u8>| CString::new(bytes.clone()).map_err(|_| SpawnError::BadCommand);
-    let argv: Vec<CString> = start.argv.iter().map(text).collect::<Result<_, _>>()?;
-    let program = argv.first().ok_or(SpawnError::BadCommand)?.clone();
-    let pair = |(name, value): &(Vec<u8>, Vec<u8>)| text(&[name.as_slice(), b"=", value].concat());
-    let env: Vec<CString> = start.env.iter().map(pair).collect::<Result<_, _>>()?;
-    let log = (!start.log.is_empty()).then(|| text(&start.log)).transpose()?;
-    let cwd = (!start.cwd.is_empty()).then(|| text(&start.cwd)).transpose()?;
-    let pointers = |list: &[CString]| -> Vec<*const libc::c_char> {
-        list.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
-    };
-    let (args, vars) = (pointers(&argv), pointers(&env));
-    let parent = getpid();
-    // SAFETY: this process has one thread, and the child calls only functions that are safe there.
-    match unsafe { fork() }? {
-        ForkResult::Child => {
-            prepare(parent, log.as_deref(), cwd.as_deref(), oom_score);
-            forget_the_dead(data_dir);
-            // SAFETY: all pointers are to NUL-terminated texts that live until here, and both lists end
-            // with a null pointer.
-            unsafe { libc::execve(program.as_ptr(), args.as_ptr(), vars.as_ptr()) };
-            exit_now(NOT_EXECUTED)
+/// A command line, checked and in the form that the kernel takes: nothing is left to fail or to be
+/// allocated in the child.
+#[derive(Debug)]
+pub struct Prepared<'a> {
+    argv: Vec<CString>,
+    env: Vec<CString>,
+    log: Option<CString>,
+    cwd: Option<CString>,
+    data_dir: &'a Path,
+    oom_score: i32,
+}
+
+impl<'a> Prepared<'a> {
+    /// Checks it. `oom_score` is what the postmaster gets.
+    ///
+    /// # Errors
+    /// [`SpawnError::BadCommand`].
+    pub fn new(start: &Start, data_dir: &'a Path, oom_score: i32) -> Result<Self, SpawnError> {
+        let text = |bytes: &Vec<u8>| CString::new(bytes.clone()).map_err(|_| SpawnError::BadCommand);
+        let argv: Vec<CString> = start.argv.iter().map(text).collect::<Result<_, _>>()?;
+        if argv.is_empty() {
+            return Err(SpawnError::BadCommand);
         }
-        ForkResult::Parent { child } => {
-            let pid = child.as_raw();
-            // It is not reaped before this returns, so the pid cannot be another's.
-            let pidfd = proc::pidfd(pid).ok_or(SpawnError::Gone(pid))?;
-            let process = Process::read(pid).ok_or(SpawnError::Gone(pid))?;
-            Ok(Postmaster { process, pidfd, is_child: true })
+        let pair = |(name, value): &(Vec<u8>, Vec<u8>)| text(&[name.as_slice(), b"=", value].concat());
+        let env = start.env.iter().map(pair).collect::<Result<_, _>>()?;
+        let log = (!start.log.is_empty()).then(|| text(&start.log)).transpose()?;
+        let cwd = (!start.cwd.is_empty()).then(|| text(&start.cwd)).transpose()?;
+        Ok(Self { argv, env, log, cwd, data_dir, oom_score })
+    }
+
+    /// Turns this process, a fresh child, into the postmaster. It does whatever may block, the opening
+    /// of its log and the reading of the program among it, so that a hung disk hangs only the child.
+    /// What fails on the way is not worth failing for, except the death signal.
+    pub fn become_it(&self, parent: Option<Pid>) -> ! {
+        let _ = setsid();
+        if prctl::set_pdeathsig(Signal::SIGKILL).is_err() || parent.is_some_and(|p| getppid() != p) {
+            // Without it nothing would end this server if the guardian died; or it has died already.
+            exit_now(NOT_EXECUTED);
+        }
+        let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
+        set_oom_score(self.oom_score);
+        self.redirect();
+        close_others(&[]);
+        forget_the_dead(self.data_dir);
+        let pointers = |list: &[CString]| -> Vec<*const libc::c_char> {
+            list.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+        };
+        let (argv, env) = (pointers(&self.argv), pointers(&self.env));
+        if let Some(program) = self.argv.first() {
+            // SAFETY: all pointers are to NUL-terminated texts that outlive the call, and both lists end
+            // with a null pointer.
+            unsafe { libc::execve(program.as_ptr(), argv.as_ptr(), env.as_ptr()) };
+        }
+        exit_now(NOT_EXECUTED)
+    }
+
+    /// Standard streams and working directory.
+    fn redirect(&self) {
+        // SAFETY: plain system calls on descriptors and texts that are valid here.
+        unsafe {
+            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+            let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR);
+            libc::dup2(null, 0);
+            if let Some(log) = &self.log {
+                let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_APPEND;
+                let fd = libc::open(log.as_ptr(), flags, 0o600);
+                if fd >= 0 {
+                    libc::dup2(fd, 1);
+                    libc::dup2(fd, 2);
+                }
+            }
+            if let Some(cwd) = &self.cwd {
+                libc::chdir(cwd.as_ptr());
+            }
         }
     }
 }
 
-/// What the child does before it becomes the postmaster. What fails here is not worth failing for,
-/// except the death signal.
-fn prepare(parent: nix::unistd::Pid, log: Option<&CStr>, cwd: Option<&CStr>, oom_score: i32) {
-    let _ = setsid();
-    if prctl::set_pdeathsig(Signal::SIGKILL).is_err() || getppid() != parent {
-        // Without it nothing would end this server if the guardian died; or it has died already.
-        exit_now(NOT_EXECUTED);
+/// Starts a postmaster as our child.
+///
+/// # Errors
+/// See [`SpawnError`]; that the program cannot be executed shows as its exit with 127.
+pub fn start(prepared: &Prepared<'_>) -> Result<Postmaster, SpawnError> {
+    let parent = getpid();
+    // SAFETY: this process has one thread, so the child finds no lock held.
+    match unsafe { fork() }? {
+        ForkResult::Child => prepared.become_it(Some(parent)),
+        ForkResult::Parent { child } => hold(child.as_raw()),
     }
-    let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
-    set_oom_score(oom_score);
-    // SAFETY: plain system calls on descriptors and texts that are valid here.
-    unsafe {
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-        let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR);
-        libc::dup2(null, 0);
-        if let Some(log) = log {
-            let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_APPEND;
-            let fd = libc::open(log.as_ptr(), flags, 0o600);
-            if fd >= 0 {
-                libc::dup2(fd, 1);
-                libc::dup2(fd, 2);
-            }
-        }
-        if let Some(cwd) = cwd {
-            libc::chdir(cwd.as_ptr());
-        }
-    }
-    close_others(&[]);
+}
+
+/// Takes hold of a child, or a child's child, that nobody has reaped: the pid cannot be another's.
+pub fn hold(pid: i32) -> Result<Postmaster, SpawnError> {
+    let pidfd = proc::pidfd(pid).ok_or(SpawnError::Gone(pid))?;
+    let process = Process::read(pid).ok_or(SpawnError::Gone(pid))?;
+    Ok(Postmaster { process, pidfd, is_child: true, init: None })
 }
 
 /// Deals with lock files of a postmaster that has ended but was not reaped. PostgreSQL takes such a pid
@@ -150,7 +194,7 @@ pub fn adopt(pid: i32, data_dir: &[u8]) -> Result<Postmaster, SpawnError> {
         return Err(SpawnError::NotOurs(pid));
     }
     let is_child = process.parent == getpid().as_raw();
-    Ok(Postmaster { process, pidfd, is_child })
+    Ok(Postmaster { process, pidfd, is_child, init: None })
 }
 
 /// Closes every descriptor above the standard streams except these (at most a few).

@@ -80,7 +80,7 @@ pub fn run(words: &[OsString]) -> u8 {
 }
 
 fn start(words: &[OsString]) -> std::io::Result<Pid> {
-    let child = Command::new(std::env::current_exe()?).args(words).spawn()?;
+    let child = Command::new(super::this_program()).args(words).spawn()?;
     // Never waited for through the handle: every status is taken below.
     Ok(Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX)))
 }

@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -113,6 +113,13 @@ impl Cluster {
         Agent { client, events, hello }
     }
 
+    /// The same, with PostgreSQL in a PID namespace.
+    pub fn strict_agent(&self) -> Agent {
+        let options = AttachOptions { namespace: true, ..options(&self.dir) };
+        let (client, events, hello) = GuardianClient::attach(&self.dir, options).expect("guardian");
+        Agent { client, events, hello }
+    }
+
     pub fn second_agent(&self) -> Result<(), guardian::GuardianError> {
         GuardianClient::attach(&self.dir, options(&self.dir)).map(drop)
     }
@@ -148,6 +155,11 @@ impl Cluster {
         let log = log.to_str().expect("text");
         let dir = self.dir.to_str().expect("text");
         run("pg_ctl", &["start", "-w", "-D", dir, "-l", log, "-o", &rest.join(" ")]);
+        self.pid_in_file()
+    }
+
+    /// What `postmaster.pid` says.
+    pub fn pid_in_file(&self) -> i32 {
         let file = std::fs::read_to_string(self.dir.join("postmaster.pid")).expect("postmaster.pid");
         file.lines().next().and_then(|line| line.parse().ok()).expect("pid")
     }
@@ -187,18 +199,20 @@ impl Cluster {
             let ddl = "create table if not exists t(at timestamptz default clock_timestamp())";
             client.batch_execute(ddl).await.expect("table");
         });
-        let load = Load { last_ack: Arc::default(), stop: Arc::default(), threads: Vec::new() };
-        let mut load = load;
+        let mut load = Load { last_ack: Arc::default(), stop: Arc::default(), threads: Vec::new() };
+        let connected = Arc::new(AtomicUsize::new(0));
         for n in 0..clients + loops {
             let config = self.config();
             let (last, stop) = (Arc::clone(&load.last_ack), Arc::clone(&load.stop));
+            let connected = Arc::clone(&connected);
             load.threads.push(std::thread::spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-                runtime.expect("runtime").block_on(session(config, n >= clients, &last, &stop));
+                runtime.expect("runtime").block_on(session(config, n >= clients, &connected, &last, &stop));
             }));
         }
         let begin = Instant::now();
-        while load.last_ack.load(Ordering::SeqCst) == 0 {
+        while connected.load(Ordering::SeqCst) < clients + loops || load.last_ack.load(Ordering::SeqCst) == 0
+        {
             assert!(begin.elapsed() < LIMIT, "no load");
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -209,6 +223,17 @@ impl Cluster {
     pub fn alive(&self) -> u32 {
         let scope = Scope { data_dir: Some(self.dir.as_os_str().as_bytes()), ..Scope::default() };
         Sweeper::default().count(&scope).alive
+    }
+
+    /// Every process of this PostgreSQL and of its guardian, as pids.
+    pub fn everybody(&self, guardian: i32) -> Vec<i32> {
+        let mut list = Vec::new();
+        guardian::proc::all(&mut list).expect("/proc");
+        let dir = self.dir.as_os_str().as_bytes();
+        let ours = |pid, parent| {
+            pid == guardian || parent == guardian || guardian::proc::is_server_in(pid, dir)
+        };
+        list.iter().filter(|p| p.is_alive() && ours(p.pid, p.parent)).map(|p| p.pid).collect()
     }
 
     /// Waits until no process is left; returns when that was.
@@ -277,9 +302,16 @@ impl Load {
     }
 }
 
-async fn session(config: tokio_postgres::Config, inside: bool, last: &AtomicU64, stop: &AtomicBool) {
+async fn session(
+    config: tokio_postgres::Config,
+    inside: bool,
+    connected: &AtomicUsize,
+    last: &AtomicU64,
+    stop: &AtomicBool,
+) {
     let Ok((client, connection)) = config.connect(tokio_postgres::NoTls).await else { return };
     tokio::spawn(connection);
+    connected.fetch_add(1, Ordering::SeqCst);
     if inside {
         let endless = "do $$ begin loop insert into t default values; commit; end loop; end $$";
         let _ = client.batch_execute(endless).await;

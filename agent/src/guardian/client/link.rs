@@ -9,6 +9,7 @@ use nix::sys::socket::{
 };
 use proto::fence::wire::{MAX_MESSAGE, Message, Request, VERSION};
 use proto::time::MonoTime;
+use rustix::process::{Signal, pidfd_send_signal};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Stdio};
@@ -21,6 +22,10 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// After so many unanswered signs of life the guardian counts as silent.
 const SILENCE: u32 = 3;
+
+/// After so many it is ended and replaced: nobody could be armed through it. A deadline that was armed has
+/// passed long before with every usual length.
+const HOPELESS: u32 = 30;
 
 /// How long a started guardian may take to answer: it tests its own bound first.
 const START_LIMIT: Duration = Duration::from_secs(5);
@@ -164,6 +169,12 @@ impl Link {
             let was = std::mem::replace(&mut shared.lock().responsive, false);
             if was {
                 let _ = self.events.blocking_send(GuardianEvent::Silent);
+            }
+            if self.unanswered > HOPELESS
+                && let Some(guardian) = &self.guardian
+            {
+                tracing::error!("the guardian does not answer, ending and replacing it");
+                let _ = pidfd_send_signal(guardian, Signal::KILL);
             }
         }
     }
