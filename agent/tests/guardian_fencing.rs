@@ -221,11 +221,12 @@ fn adopts_a_postmaster_that_others_started() {
         let cluster = Cluster::new("adopt", 27018);
         let pid = cluster.start_by_hand();
         let mut agent = cluster.agent();
+        assert_eq!(agent.hello.postmaster, Some(pid), "found by itself");
+        assert!(!agent.hello.is_parent);
         let adopt = |agent: &Agent, pid| cluster.runtime.block_on(agent.client.adopt(pid));
         let me = i32::try_from(std::process::id()).expect("pid");
         assert!(matches!(adopt(&agent, me), Err(GuardianError::Refused(_))));
-        assert_eq!(adopt(&agent, pid).expect("adopt"), pid);
-        assert_eq!(agent.client.postmaster(), Some(pid));
+        assert_eq!(adopt(&agent, pid).expect("adopt"), pid, "again is no mistake");
         let load = cluster.load(4, 8);
         let deadline = agent.arm(1, Duration::from_millis(1000));
         agent.wait_for(|event| *event == GuardianEvent::Empty);
@@ -243,10 +244,27 @@ fn adopts_a_postmaster_that_others_started() {
 
         cluster.wait_reaped(pid);
         let pid = cluster.start_by_hand();
-        adopt(&agent, pid).expect("adopt");
+        agent.wait_for(|event| *event == GuardianEvent::PostmasterFound(pid));
         cluster.stop_by_hand("fast");
         agent.wait_for(|event| *event == GuardianEvent::PostmasterExited { pid, status: None });
         agent.wait_for(|event| *event == GuardianEvent::Empty);
+    });
+}
+
+#[test]
+fn a_first_guardian_ends_what_a_dead_postmaster_left() {
+    as_postgres("a_first_guardian_ends_what_a_dead_postmaster_left", || {
+        let cluster = Cluster::new("left", 27022);
+        let pid = cluster.start_by_hand();
+        let load = cluster.load(0, 4);
+        kill(pid, Signal::SIGKILL);
+        cluster.wait_reaped(pid);
+        assert!(cluster.alive() >= 2, "backends that are busy outlive their postmaster");
+        let mut agent = cluster.agent();
+        let at = garden_agent::clock::now();
+        agent.wait_for(|event| *event == GuardianEvent::Empty);
+        check_delays("left behind", &cluster, load, at, FENCE_BOUND);
+        cluster.start(&agent);
     });
 }
 
@@ -290,16 +308,28 @@ fn strict_form_needs_nobody_to_be_scheduled() {
         // Everything: guardian, witness, postmaster, backends. They are never continued.
         let everybody = cluster.everybody(guardian);
         assert!(everybody.len() > 18, "{everybody:?}");
-        everybody.iter().for_each(|pid| kill(*pid, Signal::SIGSTOP));
+        let stopped = Stopped::new(everybody);
         check_delays("strict, everything stopped", &cluster, load, deadline, FENCE_BOUND);
-        // What is left is the witness, still stopped.
-        let witness: Vec<i32> = everybody
-            .into_iter()
-            .filter(|pid| garden_agent::guardian::proc::Process::read(*pid).is_some_and(|p| p.is_alive()))
-            .collect();
-        assert!(witness.len() <= 2, "witness and log writer");
-        witness.iter().for_each(|pid| kill(*pid, Signal::SIGCONT));
+        drop(stopped);
     });
+}
+
+/// Processes that are stopped until this is dropped: then whoever still lives goes on, and ends.
+struct Stopped(Vec<i32>);
+
+impl Stopped {
+    fn new(pids: Vec<i32>) -> Self {
+        pids.iter().for_each(|pid| kill(*pid, Signal::SIGSTOP));
+        Self(pids)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        for pid in &self.0 {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), Signal::SIGCONT);
+        }
+    }
 }
 
 #[test]

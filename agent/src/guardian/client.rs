@@ -65,6 +65,8 @@ pub enum GuardianEvent {
     Armed(Armed),
     /// None counts.
     Disarmed,
+    /// A postmaster that others started is guarded now.
+    PostmasterFound(i32),
     /// The postmaster ended.
     PostmasterExited {
         /// Its pid.

@@ -60,6 +60,28 @@ impl Sweeper {
         Pass { alive: u32::try_from(alive).unwrap_or(u32::MAX), blind: false }
     }
 
+    /// What runs in this directory: the postmaster, and whether children of one do. A process whose
+    /// parent is a server there too is no postmaster, whatever it looks like.
+    pub fn servers(&mut self, data_dir: &[u8]) -> (Option<Process>, bool) {
+        let mut found = (None, false);
+        if proc::all(&mut self.list).is_err() {
+            return found;
+        }
+        for process in self.list.iter().filter(|p| p.is_alive()) {
+            if !proc::is_server_in(process.pid, data_dir) {
+                continue;
+            }
+            match proc::Server::of(process.pid) {
+                Some(proc::Server::Postmaster) if !proc::is_server_in(process.parent, data_dir) => {
+                    found.0 = Some(*process);
+                }
+                Some(proc::Server::Postmaster | proc::Server::Child) => found.1 = true,
+                Some(proc::Server::Tool) | None => {}
+            }
+        }
+        found
+    }
+
     /// Kills them all, once. Repeat until a pass sees nobody: what was forked between the listing and
     /// the killing is found by the next one.
     pub fn kill(&mut self, scope: &Scope<'_>) -> Pass {

@@ -116,6 +116,39 @@ pub fn is_server_in(pid: i32, data_dir: &[u8]) -> bool {
     name.is_some_and(|name| name.starts_with(b"postgres") || name == b"postmaster")
 }
 
+/// What a server program was started as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Server {
+    /// A postmaster, or a child of one that has not named itself yet.
+    Postmaster,
+    /// A backend or another child of a postmaster.
+    Child,
+    /// A server without a postmaster: single-user, bootstrap, checks.
+    Tool,
+}
+
+impl Server {
+    /// `None` when the process is gone. Only for one that [`is_server_in`].
+    pub fn of(pid: i32) -> Option<Self> {
+        let mut buffer = [0u8; 512];
+        let file = open_proc(pid, "cmdline")?;
+        let n = nix::unistd::read(&file, &mut buffer).ok().filter(|n| *n > 0)?;
+        Some(Self::from_words(buffer.get(..n)?))
+    }
+
+    /// Children show their title there (PostgreSQL's `ps_status.c`); the modes without a postmaster are
+    /// chosen by the first argument (its `main.c`).
+    fn from_words(words: &[u8]) -> Self {
+        if words.starts_with(b"postgres: ") {
+            return Self::Child;
+        }
+        match words.split(|b| *b == 0).nth(1) {
+            Some(b"--single" | b"--boot" | b"--check" | b"--describe-config") => Self::Tool,
+            _ => Self::Postmaster,
+        }
+    }
+}
+
 /// Replaces `into` with all processes that this machine shows, in no order.
 ///
 /// # Errors
@@ -185,6 +218,16 @@ mod tests {
         assert!(mine.is_alive());
         assert_eq!(mine.parent, nix::unistd::getppid().as_raw());
         assert_eq!(Process::read(me).map(|p| p.start), Some(mine.start));
+    }
+
+    #[test]
+    fn servers_are_told_apart_by_their_words() {
+        let server = |words: &str| Server::from_words(words.as_bytes());
+        assert_eq!(server("/bin/postgres\0-D\0/data\0"), Server::Postmaster);
+        assert_eq!(server("/bin/postgres\0--port=1\0"), Server::Postmaster);
+        assert_eq!(server("postgres: walwriter \0\0"), Server::Child);
+        assert_eq!(server("postgres: main: app app [local] idle"), Server::Child);
+        assert_eq!(server("/bin/postgres\0--single\0-D\0/data\0"), Server::Tool);
     }
 
     #[test]

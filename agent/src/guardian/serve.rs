@@ -286,7 +286,10 @@ impl Guardian {
         let answer = match request {
             // A second greeting on the same connection changes nothing.
             Request::Hello { .. } => return,
-            Request::Heartbeat => Message::Heartbeat,
+            Request::Heartbeat => {
+                self.look_around();
+                Message::Heartbeat
+            }
             Request::Start(start) => self.start_postmaster(&start),
             Request::Adopt { pid } => self.adopt(pid),
             Request::Signal { signal } => self.signal(signal),
@@ -314,6 +317,7 @@ impl Guardian {
         if !self.verdict.fit && self.not_startable().is_none() {
             self.verdict = test(&self.spared, self.bound, self.namespace);
         }
+        self.look_around();
         let greeting = Hello {
             version: VERSION,
             pid: getpid().as_raw(),
@@ -356,6 +360,29 @@ impl Guardian {
         match spawn::adopt(pid, self.data_dir.as_os_str().as_bytes()) {
             Ok(postmaster) => self.guard(postmaster),
             Err(error) => refused(&note::chain(&error)),
+        }
+    }
+
+    /// With no postmaster known, looks for one that others started, and for what a postmaster left that
+    /// ended before anybody watched it. The first is guarded, the second is ended.
+    fn look_around(&mut self) {
+        if self.not_startable().is_some() {
+            return;
+        }
+        let data_dir = self.data_dir.as_os_str().as_bytes();
+        let (postmaster, children) = self.sweeper.servers(data_dir);
+        match postmaster.map(|process| spawn::adopt(process.pid, data_dir)) {
+            Some(Ok(postmaster)) => {
+                let news = self.guard(postmaster);
+                self.agents.tell(&news);
+            }
+            // Gone meanwhile, or not ours to hold: the next look tells.
+            Some(Err(_)) => {}
+            None if children => {
+                note!("WARNING", "found processes of a postmaster that is gone");
+                self.sweep = Some(Sweep::new(Cause::Orphans, moment().boot, Duration::ZERO));
+            }
+            None => {}
         }
     }
 

@@ -133,6 +133,9 @@ impl Member {
         self.postgres.guardian_event(&event);
         match event {
             GuardianEvent::Armed(_) | GuardianEvent::Disarmed | GuardianEvent::Empty => {}
+            GuardianEvent::PostmasterFound(pid) => {
+                tracing::info!("guarding postmaster {pid}, which others started");
+            }
             GuardianEvent::PostmasterExited { pid, status } => {
                 tracing::warn!("postmaster {pid} ended, wait status {status:?}");
             }

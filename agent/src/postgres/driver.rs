@@ -194,6 +194,7 @@ impl Postgres {
             | GuardianEvent::Orphans(_)
             | GuardianEvent::Lost => ProcessSet::Orphans,
             GuardianEvent::Empty | GuardianEvent::Fenced { .. } => ProcessSet::Empty,
+            GuardianEvent::PostmasterFound(pid) => ProcessSet::Alive(*pid),
             GuardianEvent::Attached(hello) => {
                 hello.postmaster.map_or(ProcessSet::Unknown, ProcessSet::Alive)
             }

@@ -191,8 +191,7 @@ impl Cluster {
         });
     }
 
-    /// Busy sessions: some commit from the client, some in a loop inside the server, where only the
-    /// death of the backend ends them.
+    /// Busy sessions: some commit from the client, some are in a loop inside the server.
     pub fn load(&self, clients: usize, loops: usize) -> Load {
         self.runtime.block_on(async {
             let client = self.connect().await.expect("connect");
@@ -205,17 +204,26 @@ impl Cluster {
             let config = self.config();
             let (last, stop) = (Arc::clone(&load.last_ack), Arc::clone(&load.stop));
             let connected = Arc::clone(&connected);
+            let inside = n.checked_sub(clients).map(|n| if n % 2 == 0 { BUSY } else { COMMITTING });
             load.threads.push(std::thread::spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-                runtime.expect("runtime").block_on(session(config, n >= clients, &connected, &last, &stop));
+                runtime.expect("runtime").block_on(session(config, inside, &connected, &last, &stop));
             }));
         }
         let begin = Instant::now();
-        while connected.load(Ordering::SeqCst) < clients + loops || load.last_ack.load(Ordering::SeqCst) == 0
-        {
+        let acknowledged = || clients == 0 || load.last_ack.load(Ordering::SeqCst) > 0;
+        while connected.load(Ordering::SeqCst) < clients || !acknowledged() {
             assert!(begin.elapsed() < LIMIT, "no load");
             std::thread::sleep(Duration::from_millis(5));
         }
+        self.runtime.block_on(async {
+            let client = self.connect().await.expect("connect");
+            let busy = "select count(*) from pg_stat_activity where state = 'active' and query ~ '^do'";
+            while client.query_one(busy, &[]).await.expect("count").get::<_, i64>(0) < loops as i64 {
+                assert!(begin.elapsed() < LIMIT, "no load inside the server");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
         load
     }
 
@@ -302,9 +310,15 @@ impl Load {
     }
 }
 
+/// Never looks whether the postmaster lives: only the death of the backend ends it.
+const BUSY: &str = "do $$ begin loop perform 1; end loop; end $$";
+
+/// Commits without a client.
+const COMMITTING: &str = "do $$ begin loop insert into t default values; commit; end loop; end $$";
+
 async fn session(
     config: tokio_postgres::Config,
-    inside: bool,
+    inside: Option<&str>,
     connected: &AtomicUsize,
     last: &AtomicU64,
     stop: &AtomicBool,
@@ -312,8 +326,7 @@ async fn session(
     let Ok((client, connection)) = config.connect(tokio_postgres::NoTls).await else { return };
     tokio::spawn(connection);
     connected.fetch_add(1, Ordering::SeqCst);
-    if inside {
-        let endless = "do $$ begin loop insert into t default values; commit; end loop; end $$";
+    if let Some(endless) = inside {
         let _ = client.batch_execute(endless).await;
         return;
     }

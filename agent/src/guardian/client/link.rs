@@ -212,9 +212,9 @@ impl Link {
             Message::Empty => GuardianEvent::Empty,
             Message::Fenced { took, .. } => GuardianEvent::Fenced { took },
             Message::Refused { why } => GuardianEvent::Refused(why),
+            Message::Postmaster { pid } => GuardianEvent::PostmasterFound(pid),
             Message::Hello(_)
             | Message::Heartbeat
-            | Message::Postmaster { .. }
             | Message::Done
             | Message::Replaced
             | Message::Busy { .. } => return,
