@@ -60,6 +60,16 @@ pub fn text_of(value: &Value) -> Option<String> {
     }
 }
 
+/// How long servers wait for each other, where the operator has no wish of their own. PostgreSQL's
+/// defaults are a minute: so long a lost standby would block commits, a standby would take a frozen
+/// primary for alive, and five seconds passed before it looked for one that had restarted
+/// (`safety.md` 4.5).
+const PATIENCE: [(&str, &str); 3] = [
+    ("wal_sender_timeout", "5s"),
+    ("wal_receiver_timeout", "5s"),
+    ("wal_retrieve_retry_interval", "500ms"),
+];
+
 fn is_protected(name: &str) -> bool {
     CONTROLLED.iter().any(|(controlled, _)| *controlled == name)
         || matches!(
@@ -98,6 +108,9 @@ pub fn server_settings(
         }
     }
     settings.retain(|name, _| !is_recovery_setting(name));
+    for (name, value) in PATIENCE {
+        settings.entry(name.into()).or_insert_with(|| value.into());
+    }
     wal_keep(&mut settings);
     if settings
         .get("wal_level")

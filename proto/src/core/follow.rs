@@ -78,6 +78,11 @@ pub(super) fn decide(cx: &mut Cx, leader: &MemberName) -> Reason {
     if let Some(reason) = reinit_wish(cx, leader) {
         return reason;
     }
+    let request = cx.view().and_then(|v| v.failover.as_ref());
+    if request.is_some_and(|r| r.candidate.as_ref() == Some(&cx.s.me)) {
+        // The leader hands over as soon as we are known to have everything: be quick to say so.
+        cx.probe(Duration::from_millis(20));
+    }
     if let Some(reason) = vote::consider(cx, leader, sample) {
         return reason;
     }

@@ -108,7 +108,10 @@ pub(super) fn decide(cx: &mut Cx, tenure: Tenure) -> Reason {
     if let Some(reason) = restart_wish(cx) {
         return reason;
     }
-    hold_back_after_crash(cx, sample);
+    if hold_back_after_crash(cx, sample) {
+        // The standbys are coming back; to drop them now would acknowledge commits alone.
+        return leading(cx, tenure);
+    }
     replicate_synchronously(cx, sample);
     leading(cx, tenure)
 }
@@ -313,12 +316,18 @@ fn configure_steady(cx: &mut Cx, sample: &SqlSample) {
     cx.configured(names, true);
 }
 
+/// After a crash restart the standbys have this long to come back before they count as lost (L8: a
+/// lost standby blocks commits for 3 s at most).
+const RECONNECT_GRACE: Duration = Duration::from_millis(2500);
+
 /// S9: after a crash restart clients are kept out until as many standbys as a commit needs have what
-/// was recovered; else they could read what an election might still lose.
-fn hold_back_after_crash(cx: &mut Cx, sample: &SqlSample) {
+/// was recovered; else they could read what an election might still lose. True while standbys are
+/// waited for.
+fn hold_back_after_crash(cx: &mut Cx, sample: &SqlSample) -> bool {
     let Some(target) = cx.m.hold_until else {
-        return;
+        return false;
     };
+    let since = *cx.m.hold_since.get_or_insert(cx.o.now);
     let target = match target {
         Lsn::NONE => {
             cx.m.hold_until = sample.flush_lsn.some();
@@ -326,29 +335,31 @@ fn hold_back_after_crash(cx: &mut Cx, sample: &SqlSample) {
         }
         known => known,
     };
-    let Some(parsed) = sync::parse_names(&sample.synchronous_standby_names) else {
+    let parsed = sync::parse_names(&sample.synchronous_standby_names);
+    let have = parsed.as_ref().map_or(0, |parsed| {
+        sample
+            .wal_senders
+            .iter()
+            .filter(|w| {
+                parsed
+                    .names
+                    .iter()
+                    .any(|n| n.eq_ignore_ascii_case(&w.application_name))
+            })
+            .filter(|w| w.flush_lsn >= target)
+            .count()
+    });
+    let need = parsed.map_or(0, |p| usize::try_from(p.count).unwrap_or(usize::MAX));
+    if have >= need {
         cx.m.hold_until = None;
-        return;
-    };
-    let have = sample
-        .wal_senders
-        .iter()
-        .filter(|w| {
-            parsed
-                .names
-                .iter()
-                .any(|n| n.eq_ignore_ascii_case(&w.application_name))
-        })
-        .filter(|w| w.flush_lsn >= target)
-        .count();
-    if have >= usize::try_from(parsed.count).unwrap_or(usize::MAX) {
-        cx.m.hold_until = None;
-        return;
+        cx.m.hold_since = None;
+        return false;
     }
     cx.probe(Duration::from_millis(50));
     cx.hold_back = Some(format!(
         "recovered WAL up to {target} is not on a quorum yet"
     ));
+    cx.o.now.since(since) < RECONNECT_GRACE
 }
 
 // --- wishes ---------------------------------------------------------------------------------------
@@ -362,7 +373,11 @@ pub(super) fn restart_wish(cx: &mut Cx) -> Option<Reason> {
     let (timeout, id) = wish;
     let timeout = timeout.map_or(cx.s.cluster.primary_start_timeout, Duration::from_secs);
     let follow = cx.o.postgres.conf.upstream.clone();
-    cx.start(Job::Restart { timeout, wish: id, follow });
+    cx.start(Job::Restart {
+        timeout,
+        wish: id,
+        follow,
+    });
     Some(Reason::RestartWish)
 }
 
@@ -380,14 +395,20 @@ fn scheduled_restart(cx: &mut Cx) -> Option<Option<u64>> {
         return None;
     }
     let sample = cx.sample()?;
-    let late = Duration::from_millis(left.unsigned_abs()) > cx.s.cluster.timing.loop_wait().mul_f32(1.5);
+    let late =
+        Duration::from_millis(left.unsigned_abs()) > cx.s.cluster.timing.loop_wait().mul_f32(1.5);
     let restarted = restart
         .postmaster_start_time
         .as_ref()
         .is_some_and(|time| *time != sample.postmaster_start_time);
     let role = super::standing::role(cx);
-    let meets = restart.role.as_ref().is_none_or(|wanted| wanted == role.as_str())
-        && restart.below_version.is_none_or(|version| sample.server_version < version)
+    let meets = restart
+        .role
+        .as_ref()
+        .is_none_or(|wanted| wanted == role.as_str())
+        && restart
+            .below_version
+            .is_none_or(|version| sample.server_version < version)
         && (!restart.restart_pending || !sample.pending_restart.is_empty());
     let outcome = match (late || restarted, meets) {
         (true, _) => WishOutcome::Refused("its time has passed".into()),
@@ -395,7 +416,10 @@ fn scheduled_restart(cx: &mut Cx) -> Option<Option<u64>> {
         (false, true) => WishOutcome::Started,
     };
     let now = outcome == WishOutcome::Started;
-    cx.push(Action::Answer { wish: Wish::ScheduledRestart, outcome });
+    cx.push(Action::Answer {
+        wish: Wish::ScheduledRestart,
+        outcome,
+    });
     now.then_some(restart.timeout)
 }
 

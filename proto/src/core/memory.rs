@@ -63,6 +63,8 @@ pub struct Memory {
     pub failsafe_members: BTreeMap<MemberName, String>,
     /// After a crash restart in synchronous mode: no clients before a quorum has this (S9).
     pub hold_until: Option<Lsn>,
+    /// Since when clients are held back because of it.
+    pub hold_since: Option<MonoTime>,
     /// The timeline on which a checkpoint is known to exist.
     pub checkpointed: Option<Timeline>,
     /// The timeline for which a checkpoint was ordered.

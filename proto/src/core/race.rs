@@ -8,8 +8,9 @@ use super::lead::{self, ASK_LIMIT};
 use super::memory::LastLocked;
 use super::observation::{PeerAnswer, SqlSample, Task};
 use super::reason::Reason;
-use super::{decide::stop_for, follow, keep, lag, txns};
-use crate::dcs::{Initialize, PgRole};
+use super::{decide::stop_for, follow, keep, lag, sync, txns};
+use crate::config::SyncMode;
+use crate::dcs::{Initialize, PgRole, SyncRecord};
 use crate::ids::MemberName;
 use crate::time::MonoTime;
 use std::collections::BTreeMap;
@@ -244,6 +245,15 @@ pub(super) fn claim(cx: &mut Cx) {
     if cx.o.dcs.session.is_none() {
         return;
     }
-    let txn = txns::claim(view, cx.s, &cx.o.guardian.session, keep::record_members(cx));
+    let mut txn = txns::claim(view, cx.s, &cx.o.guardian.session, keep::record_members(cx));
+    if cx.s.cluster.synchronous_mode == SyncMode::On {
+        // The key must name us before the promotion anyway (`ha-behaviour.md` 16.4): at the same
+        // revision it costs no round trip, and a change by the old leader fails the claim.
+        let prepared = sync::pre_promotion(view, &cx.s.me, cx.s.cluster.synchronous_mode_strict);
+        let value = SyncRecord::value(&cx.s.me, &prepared.standbys, 0);
+        let sync = lead::sync_txn(&view.sync, value);
+        txn.when.extend(sync.when);
+        txn.then.extend(sync.then);
+    }
     cx.write(Task::Lock, txn);
 }

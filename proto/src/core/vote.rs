@@ -18,7 +18,7 @@ use super::cx::Cx;
 use super::decision::Action;
 use super::keep;
 use super::lead::ASK_LIMIT;
-use super::observation::{SqlSample, Task};
+use super::observation::{SqlSample, Task, TaskResult};
 use super::reason::Reason;
 use super::txns;
 use crate::dcs::{ClusterView, RecordEntry, RecordState};
@@ -34,6 +34,9 @@ const BEST_GRACE: Duration = Duration::from_secs(1);
 /// How long promises are waited for before they are withdrawn, if the old leader came back.
 const QUORUM_GRACE: Duration = Duration::from_secs(3);
 
+/// A PostgreSQL that does not answer within this, while its agent is silent too, is not there.
+const SQL_LIMIT: Duration = Duration::from_millis(500);
+
 /// What is remembered of a suspicion.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Suspicion {
@@ -41,6 +44,8 @@ pub struct Suspicion {
     pub since: Option<MonoTime>,
     /// When the promise of this epoch was ordered.
     pub promised_at: Option<MonoTime>,
+    /// When the leader's PostgreSQL was asked.
+    pub sql_asked: Option<MonoTime>,
     /// Since when enough promises have been there.
     pub quorum_since: Option<MonoTime>,
 }
@@ -136,9 +141,10 @@ fn note_epoch(cx: &mut Cx, entry: &RecordEntry, leader: &MemberName, sample: &Sq
     }
 }
 
-/// Four things together, never fewer: no renewal for the suspicion time, our stream is broken, the
-/// leader's agent does not answer, and enough of `S` see the same to form `F`. A record that is still
-/// renewed vetoes.
+/// Three things together, never fewer: no renewal for the suspicion time, the leader's agent does not
+/// answer, and its PostgreSQL does not either, be it that our stream from it broke or that it cannot be
+/// reached any more. A record that is still renewed vetoes, and so do an agent that is being restarted
+/// (its PostgreSQL streams) and a PostgreSQL that is (its agent answers).
 fn suspect(
     cx: &mut Cx,
     entry: &RecordEntry,
@@ -151,43 +157,36 @@ fn suspect(
             .record_seen
             .filter(|seen| seen.modified == entry.modified)?;
     let silent = cx.o.now.since(seen.since);
-    // A stream that broke in a partition is noticed by silence only, so look closely.
-    let streams = sample
-        .receiver
-        .as_ref()
-        .is_some_and(|r| r.status == "streaming");
-    if streams {
-        cx.probe(Duration::from_millis(250));
-    }
-    if silent < limit || streams {
+    if silent < limit {
         cx.m.suspicion = Suspicion::default();
         cx.wake(seen.since + limit);
         return None;
     }
     let since = *cx.m.suspicion.since.get_or_insert(cx.o.now);
     cx.probe(Duration::from_millis(100));
-    let view = cx.view()?;
-    let peers: BTreeMap<MemberName, String> = view
-        .members
-        .iter()
-        .filter(|(name, _)| **name != cx.s.me)
-        .filter_map(|(name, m)| Some((name.clone(), m.record.api_url.clone()?)))
-        .collect();
-    if !super::lead::asked_since(cx, peers.clone(), since, ASK_LIMIT) {
+    let url = cx.member(leader).and_then(|m| m.api_url.clone())?;
+    let streams = sample
+        .receiver
+        .as_ref()
+        .is_some_and(|r| r.status == "streaming");
+    // Both questions at once: each may cost its whole limit.
+    let sql = if streams {
+        leader_sql(cx, leader)
+    } else {
+        Some(false)
+    };
+    let peers: BTreeMap<MemberName, String> = [(leader.clone(), url)].into();
+    let asked = super::lead::asked_since(cx, peers, since, ASK_LIMIT);
+    let (true, Some(sql)) = (asked, sql) else {
         return None;
-    }
-    let answer = |name: &MemberName| cx.o.peers.get(name).and_then(|a| a.status.as_ref());
-    // An agent that answers is not dead: an operator's restart, or a broken network between two.
-    let dead = answer(leader).is_none();
-    let agree = peers
-        .keys()
-        .filter(|name| *name != leader && view.sync.lists(name))
-        .filter(|name| answer(name).is_some_and(|status| !status.streaming && !status.agent_only))
-        .count();
-    if !dead || agree + 1 < needed(view) {
-        if cx.o.now.since(since) >= ASK_LIMIT {
-            cx.m.suspicion.since = None;
-        }
+    };
+    let agent =
+        cx.o.peers
+            .get(leader)
+            .is_some_and(|answer| answer.status.is_some());
+    if agent || sql {
+        // Alive; looked at again from the start.
+        cx.m.suspicion = Suspicion::default();
         cx.wake_in(ASK_LIMIT);
         return None;
     }
@@ -199,6 +198,34 @@ fn suspect(
         leader: leader.clone(),
         silent,
     })
+}
+
+/// Whether the leader's PostgreSQL answers; `None` while that is being found out. A stream says nothing
+/// here: over a network that swallows packets it looks alive for seconds.
+fn leader_sql(cx: &mut Cx, leader: &MemberName) -> Option<bool> {
+    let Some(asked) = cx.m.suspicion.sql_asked else {
+        if cx.may(Task::Lineage) {
+            let upstream = cx.upstream_of(leader)?;
+            cx.m.suspicion.sql_asked = Some(cx.o.now);
+            cx.push(Action::AskLineage {
+                leader: leader.clone(),
+                upstream,
+            });
+        }
+        cx.wake_in(SQL_LIMIT);
+        return None;
+    };
+    if let Some(outcome) = cx
+        .outcome(Task::Lineage)
+        .filter(|outcome| outcome.at >= asked)
+    {
+        return Some(outcome.result == TaskResult::Done);
+    }
+    if cx.o.now.since(asked) >= SQL_LIMIT {
+        return Some(false);
+    }
+    cx.wake(asked + SQL_LIMIT);
+    None
 }
 
 /// Our promise is on disk. Whether its key is in etcd yet, the view tells.
