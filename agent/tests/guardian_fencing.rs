@@ -10,21 +10,12 @@ use proto::ids::Epoch;
 use proto::time::MonoTime;
 use std::time::{Duration, SystemTime};
 
-/// Not a test: the guardian of the tests below is this program, run again with only this selected.
-#[test]
-fn guardian_process() {
-    guardian::be_the_guardian();
-}
-
 /// Checks and prints how long after `from` the last commit was acknowledged and the last process ended.
 fn check_delays(what: &str, cluster: &Cluster, load: Load, from: MonoTime, bound: Duration) {
     let empty = cluster.wait_empty();
     let last_ack = load.last_ack();
-    println!(
-        "{what}: last acknowledgement {:+.1} ms, last process {:+.1} ms",
-        millis(last_ack, from),
-        millis(empty, from)
-    );
+    let (acked, ended) = (millis(last_ack, from), millis(empty, from));
+    println!("{what}: last acknowledgement {acked:+.1} ms, last process {ended:+.1} ms");
     assert!(empty <= from + bound, "processes outlived the bound");
     assert!(last_ack <= from + bound, "acknowledged after the bound");
 }
@@ -360,5 +351,26 @@ fn strict_form_reports_exits_and_orphans_like_the_other() {
         agent.wait_for(|event| *event == GuardianEvent::Empty);
         assert!(garden_agent::guardian::proc::Process::read(pid).is_none_or(|p| !p.is_alive()));
         check_delays("strict, deadline", &cluster, load, deadline, FENCE_BOUND);
+    });
+}
+
+#[test]
+fn an_idle_guardian_is_small_and_single_threaded() {
+    as_postgres("an_idle_guardian_is_small_and_single_threaded", || {
+        let cluster = Cluster::new("small", 27023);
+        let mut agent = cluster.agent();
+        cluster.start(&agent);
+        for _ in 0..5 {
+            agent.arm(1, Duration::from_secs(8));
+        }
+        let of = |name: &str| {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", agent.hello.pid));
+            let status = status.expect("status");
+            let line = status.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+            line.split_whitespace().nth(1).and_then(|n| n.parse::<u64>().ok()).expect("number")
+        };
+        println!("guardian: {} kB, of them {} kB its own", of("VmRSS:"), of("RssAnon:"));
+        assert_eq!(of("Threads:"), 1);
+        assert!(of("RssAnon:") < 4096);
     });
 }

@@ -42,8 +42,6 @@ pub struct AttachOptions {
     /// PostgreSQL runs in a PID namespace of its own. A guardian that is already there keeps the form
     /// that it has.
     pub namespace: bool,
-    /// Words put before the guardian's own arguments, and variables for its environment. For tests.
-    pub prefix: (Vec<OsString>, Vec<(OsString, OsString)>),
 }
 
 impl Default for AttachOptions {
@@ -53,7 +51,6 @@ impl Default for AttachOptions {
             log: None,
             fence_bound: Duration::from_millis(500),
             namespace: false,
-            prefix: (Vec::new(), Vec::new()),
         }
     }
 }
@@ -335,7 +332,5 @@ fn words(shared: &Shared) -> Vec<OsString> {
         fence_ms: u64::try_from(shared.options.fence_bound.as_millis()).unwrap_or(500),
         namespace: shared.options.namespace,
     };
-    let mut words = shared.options.prefix.0.clone();
-    words.extend(args.to_words());
-    words
+    args.to_words()
 }

@@ -37,34 +37,11 @@ pub fn as_postgres(test: &str, body: impl FnOnce()) {
     assert!(status.success(), "{test} failed as user postgres");
 }
 
-/// What the test `guardian_process` does when it is the guardian.
-pub fn be_the_guardian() {
-    #[derive(clap::Parser)]
-    struct Words {
-        #[command(subcommand)]
-        command: Sub,
-    }
-    #[derive(clap::Subcommand)]
-    enum Sub {
-        Guardian(guardian::Args),
-    }
-    if std::env::var_os("GARDEN_TEST_GUARDIAN").is_none() {
-        return;
-    }
-    let words = std::env::args_os().skip_while(|word| word != "--");
-    let Sub::Guardian(args) = <Words as clap::Parser>::parse_from(words).command;
-    std::process::exit(i32::from(guardian::run(&args)));
-}
-
 fn options(dir: &Path) -> AttachOptions {
-    let words = ["guardian_process", "--exact", "--nocapture", "--test-threads=1", "--"];
     AttachOptions {
+        program: PathBuf::from(env!("CARGO_BIN_EXE_garden-agent")),
         log: Some(dir.with_extension("guardian.log")),
         fence_bound: FENCE_BOUND,
-        prefix: (
-            words.iter().map(OsString::from).collect(),
-            vec![("GARDEN_TEST_GUARDIAN".into(), "1".into())],
-        ),
         ..AttachOptions::default()
     }
 }

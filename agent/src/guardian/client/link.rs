@@ -368,7 +368,6 @@ fn spawn(shared: &Shared) -> Result<(), GuardianError> {
     for name in ["PATH", "LANG", "TZ"] {
         command.envs(std::env::var_os(name).map(|value| (name, value)));
     }
-    command.envs(shared.options.prefix.1.iter().map(|(k, v)| (k, v)));
     let mut child = command
         .spawn()
         .map_err(|source| GuardianError::Spawn { program: program.clone(), source })?;
