@@ -1,6 +1,7 @@
 //! Measures one cluster for the benchmark.
 
-use crate::cluster::{Builder, Cluster};
+use crate::builder::Builder;
+use crate::cluster::Cluster;
 use crate::demo::Progress;
 use crate::member::Member;
 use crate::process;

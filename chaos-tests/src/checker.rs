@@ -1,8 +1,9 @@
 //! What is there, held against what was acknowledged.
 
 use crate::cluster::Cluster;
+use crate::session::connect;
 use crate::wait;
-use crate::workload::{Ledger, TABLE, connect};
+use crate::workload::{Ledger, TABLE};
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -1,7 +1,8 @@
 //! The demo: a cluster, a writer, four events, one table.
 
+use crate::builder::Builder;
 use crate::checker;
-use crate::cluster::{Builder, Cluster, Settled};
+use crate::cluster::{Cluster, Settled};
 use crate::report::{Line, Report};
 use crate::steps::{self, BOOTSTRAP_LIMIT, Measured};
 use crate::template::{SUPERUSER, SUPERUSER_PASSWORD};

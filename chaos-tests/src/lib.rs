@@ -26,11 +26,12 @@
 //! });
 //! ```
 //!
-//! Reading order: [`cluster`], [`member`], [`fault`], [`workload`], [`checker`], then the servers
+//! Reading order: [`builder`], [`cluster`], [`member`], [`fault`], [`workload`], [`checker`], then the servers
 //! ([`etcd`], [`haproxy`]) and what keeps the machine clean ([`process`], [`janitor`]).
 
 pub mod bench;
 pub mod binaries;
+pub mod builder;
 pub mod checker;
 pub mod cluster;
 pub mod demo;
@@ -43,13 +44,15 @@ pub mod member;
 pub mod ports;
 pub mod process;
 pub mod report;
+pub mod session;
 pub mod steps;
 pub mod template;
 pub mod wait;
 pub mod workload;
 
 pub use binaries::Binaries;
-pub use cluster::{Builder, Cluster, Settled};
+pub use builder::Builder;
+pub use cluster::{Cluster, Settled};
 pub use fault::Fault;
 pub use member::Member;
 pub use workload::{Ledger, Writer};
@@ -78,7 +81,7 @@ pub fn story<F: Future<Output = anyhow::Result<()>>>(name: &str, body: F) {
         runtime()?.block_on(body)
     })();
     if let Err(error) = outcome {
-        panic!("{name}: {error:?}");
+        panic!("{name}: {error:#}");
     }
 }
 

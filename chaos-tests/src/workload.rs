@@ -6,7 +6,7 @@
 //! connection). Only the first kind may be held against a cluster.
 
 use crate::cluster::Cluster;
-use crate::template::{SUPERUSER, SUPERUSER_PASSWORD};
+use crate::session::{TimedOut, connect};
 use crate::wait;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use tokio::time::error::Elapsed;
-use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
+use tokio_postgres::Client;
 
 /// Table of the writers; without a unique index, so that a row that arrived twice is seen.
 pub const TABLE: &str = "chaos_ledger";
@@ -220,73 +220,6 @@ async fn create_table(port: u16) -> Result<()> {
             .map_err(|error: anyhow::Error| format!("{error:#}"))
     })
     .await
-}
-
-/// Connects as superuser; the flag is set once the server warned that a commit did not wait for a
-/// standby.
-pub(crate) async fn connect(port: u16, limit: Duration) -> Result<(Client, Arc<AtomicBool>)> {
-    let mut config = Config::new();
-    config
-        .host("127.0.0.1")
-        .port(port)
-        .user(SUPERUSER)
-        .password(SUPERUSER_PASSWORD);
-    config
-        .dbname("postgres")
-        .application_name("chaos")
-        .connect_timeout(limit);
-    let connected = tokio::time::timeout(limit, config.connect(NoTls)).await;
-    let (client, mut connection) = connected
-        .context(TimedOut)?
-        .context("connect to PostgreSQL")?;
-    let warned = Arc::new(AtomicBool::new(false));
-    let flag = warned.clone();
-    tokio::spawn(async move {
-        // The notice precedes the answer on the wire, and is handled here before it.
-        while let Some(message) = std::future::poll_fn(|cx| connection.poll_message(cx)).await {
-            match message {
-                Ok(AsyncMessage::Notice(notice)) if notice.severity() == "WARNING" => {
-                    flag.store(true, Ordering::SeqCst);
-                }
-                Ok(_) => {}
-                Err(_) => return,
-            }
-        }
-    });
-    Ok((client, warned))
-}
-
-/// A session as superuser for what a story does itself.
-///
-/// # Errors
-/// When the server does not take it.
-pub async fn client(port: u16) -> Result<Client> {
-    Ok(connect(port, CONNECT_LIMIT_MAX).await?.0)
-}
-
-/// Who streams from this server: name, and whether commits wait for it.
-///
-/// # Errors
-/// When the server does not answer.
-pub async fn replication(port: u16) -> Result<Vec<(String, bool)>> {
-    let (client, _) = connect(port, CONNECT_LIMIT_MAX).await?;
-    let query = "SELECT application_name, state = 'streaming' AND sync_state IN ('sync', 'quorum') \
-                 FROM pg_stat_replication";
-    let rows = tokio::time::timeout(STATEMENT_LIMIT, client.query(query, &[])).await;
-    let rows = rows
-        .context("pg_stat_replication: no answer")?
-        .context("pg_stat_replication")?;
-    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
-}
-
-/// A connection that was not ready in time; distinguished because only this asks for patience.
-#[derive(Debug)]
-struct TimedOut;
-
-impl std::fmt::Display for TimedOut {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("no connection in time")
-    }
 }
 
 struct Session {

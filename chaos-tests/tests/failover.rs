@@ -61,7 +61,7 @@ fn node_lost_and_returns_by_rewind() {
 /// own: the rows are not meant to survive, and the ledger must not know them.
 async fn diverge(cluster: &Cluster, leader: usize) -> Result<()> {
     let member = cluster.member(leader)?;
-    let client = chaos_tests::workload::client(member.postgres_port).await?;
+    let client = chaos_tests::session::client(member.postgres_port).await?;
     client
         .batch_execute("CREATE TABLE IF NOT EXISTS doomed (n int)")
         .await?;
