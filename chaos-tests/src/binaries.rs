@@ -78,6 +78,13 @@ impl Binaries {
         is_patroni(&self.agent)
     }
 
+    /// Libraries that came with PostgreSQL. Binaries that are unpacked anywhere would otherwise load
+    /// the system's libpq into the walreceiver, which may be older than they are.
+    pub(crate) fn libraries(&self) -> Option<PathBuf> {
+        let libraries = self.postgres.parent()?.join("lib");
+        libraries.join("libpq.so.5").is_file().then_some(libraries)
+    }
+
     fn checked(self) -> Result<Self> {
         let postgres = self.postgres.join("postgres");
         for program in [&self.agent, &self.ctl, &postgres, &self.etcd, &self.haproxy] {

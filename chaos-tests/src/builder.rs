@@ -170,6 +170,7 @@ impl Builder {
             dir,
             config,
             program: binaries.agent.clone(),
+            libraries: binaries.libraries(),
             user: user.cloned(),
             process: Mutex::new(None),
         })

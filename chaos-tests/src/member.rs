@@ -42,6 +42,7 @@ pub struct Member {
     /// Its YAML.
     pub config: PathBuf,
     pub(crate) program: PathBuf,
+    pub(crate) libraries: Option<PathBuf>,
     pub(crate) user: Option<User>,
     pub(crate) process: Mutex<Option<Process>>,
 }
@@ -68,7 +69,13 @@ impl Member {
     pub fn start(&self) -> Result<()> {
         let (cwd, log) = (self.dir.as_path(), self.log());
         let args = vec![self.config.clone().into_os_string()];
-        let env = BTreeMap::from([("HOME".to_owned(), self.dir.display().to_string())]);
+        let mut env = BTreeMap::from([("HOME".to_owned(), self.dir.display().to_string())]);
+        if let Some(libraries) = &self.libraries {
+            env.insert(
+                "LD_LIBRARY_PATH".to_owned(),
+                libraries.display().to_string(),
+            );
+        }
         let (program, user) = (self.program.as_path(), self.user.as_ref());
         let launch = Launch {
             program,
