@@ -28,6 +28,9 @@ use tokio::sync::{mpsc, watch};
 /// Requests of operators that may wait for the loop.
 const REQUESTS_MAX: usize = 256;
 
+/// How long etcd is asked why it does not answer.
+const ASK_LIMIT: Duration = Duration::from_secs(2);
+
 /// Between two lines about an etcd that does not answer at the start.
 const WAITING_EVERY: Duration = Duration::from_secs(5);
 
@@ -87,7 +90,7 @@ pub async fn run(
     etcd.keeper().set(proto::core::decision::LeaseGoal::Session {
         ttl: first.settings.cluster.timing.ttl(),
     });
-    let Some(snapshot) = first_snapshot(&etcd, &mut etcd_events).await else { return Ok(0) };
+    let Some(snapshot) = first_snapshot(&etcd, &mut etcd_events).await? else { return Ok(0) };
     name_is_free(&snapshot, &me, &peers).await?;
 
     let options = AttachOptions {
@@ -170,22 +173,29 @@ async fn check_postgres(config: &Arc<AgentConfig>) -> Result<(), StartError> {
     }
 }
 
-/// Waits for etcd as long as it takes; a signal to end is obeyed meanwhile.
+/// Waits for etcd as long as it takes; a signal to end is obeyed meanwhile (`None`). Credentials that
+/// are refused do not get better by waiting.
 async fn first_snapshot(
     etcd: &Etcd,
     events: &mut mpsc::Receiver<EtcdEvent>,
-) -> Option<Arc<Snapshot>> {
+) -> Result<Option<Arc<Snapshot>>, StartError> {
     let mut terminate =
-        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).ok()?;
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     loop {
         etcd.keeper().progress();
         tokio::select! {
-            event = events.recv() => match event? {
-                EtcdEvent::Snapshot(snapshot) => return Some(snapshot),
-                EtcdEvent::Unreachable(why) => tracing::warn!("waiting on etcd: {why}"),
-                _ => {}
+            event = events.recv() => match event {
+                Some(EtcdEvent::Snapshot(snapshot)) => return Ok(Some(snapshot)),
+                Some(EtcdEvent::Unreachable(why)) => {
+                    if let Err(refused @ EtcdError::Credentials(_)) = etcd.read(ASK_LIMIT).await {
+                        return Err(refused.into());
+                    }
+                    tracing::warn!("waiting on etcd: {why}");
+                }
+                Some(_) => {}
+                None => return Ok(None),
             },
-            _ = terminate.recv() => return None,
+            _ = terminate.recv() => return Ok(None),
             () = tokio::time::sleep(WAITING_EVERY) => tracing::info!("waiting on etcd"),
         }
     }
