@@ -32,7 +32,7 @@ use crate::telemetry::TelemetryGuard;
 use proto::config::{ClusterConfig, Settings};
 use proto::core::decision::LogLevel;
 use proto::core::observation::{HeldRecord, PeerAnswer, Task, TaskResult};
-use proto::core::{Decision, Memory, Observation};
+use proto::core::{Decision, Memory, Observation, Reason};
 use proto::dcs::LeaseRecord;
 use proto::ids::{JobId, MemberName};
 use proto::rest::Published;
@@ -221,8 +221,9 @@ impl Member {
         if decision.reason.rule() != self.memory.last_rule {
             self.journal.record(&self.observation, &self.memory, &self.settings, decision);
         }
+        // A running job logs its own phases.
         let sentence = decision.reason.to_string();
-        if sentence != self.logged {
+        if sentence != self.logged && !matches!(decision.reason, Reason::JobRunning { .. }) {
             tracing::info!("{sentence}");
             self.logged = sentence;
         }
