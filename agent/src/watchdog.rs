@@ -7,7 +7,10 @@
 //!
 //! The driver `testing` writes to a FIFO what the real one tells the device: `Ctimeout=N` and a newline,
 //! `1` for a ping, `V` before closing.
-#![expect(unsafe_code, reason = "the three ioctls of the kernel's watchdog interface")]
+#![expect(
+    unsafe_code,
+    reason = "the three ioctls of the kernel's watchdog interface"
+)]
 
 use crate::config::{WatchdogConfig, WatchdogMode};
 use nix::errno::Errno;
@@ -108,7 +111,11 @@ pub struct Watchdog {
 impl Watchdog {
     /// A watchdog that is not active.
     pub fn new(config: WatchdogConfig) -> Self {
-        Self { config, timing: None, device: None }
+        Self {
+            config,
+            timing: None,
+            device: None,
+        }
     }
 
     /// Takes a changed configuration. `off` takes effect at once, the rest with the next activation.
@@ -144,12 +151,18 @@ impl Watchdog {
         }
         match self.start(timing) {
             Ok(()) => {
-                tracing::info!("watchdog active, timeout {} seconds", timing.timeout.as_secs());
+                tracing::info!(
+                    "watchdog active, timeout {} seconds",
+                    timing.timeout.as_secs()
+                );
                 Ok(())
             }
             Err(error) if required => Err(error),
             Err(error) => {
-                tracing::debug!("watchdog not used: {}", crate::guardian::note::chain(&error));
+                tracing::debug!(
+                    "watchdog not used: {}",
+                    crate::guardian::note::chain(&error)
+                );
                 Ok(())
             }
         }
@@ -246,8 +259,17 @@ impl Device {
         let flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let fd = open(&config.device, flags, Mode::empty())
             .map_err(|error| WatchdogError::Open(config.device.clone(), error))?;
-        let options = if real { support(&fd) } else { WDIOF_MAGICCLOSE | WDIOF_SETTIMEOUT };
-        Ok(Self { path: config.device.clone(), fd, real, options })
+        let options = if real {
+            support(&fd)
+        } else {
+            WDIOF_MAGICCLOSE | WDIOF_SETTIMEOUT
+        };
+        Ok(Self {
+            path: config.device.clone(),
+            fd,
+            real,
+            options,
+        })
     }
 
     /// Sets the timeout and checks what the device made of it.
@@ -258,7 +280,10 @@ impl Device {
             self.timeout()?
         };
         if actual > timing.timeout && mode == WatchdogMode::Required {
-            return Err(WatchdogError::TooSlow { actual, wanted: timing.timeout });
+            return Err(WatchdogError::TooSlow {
+                actual,
+                wanted: timing.timeout,
+            });
         }
         if actual > timing.timeout {
             tracing::warn!(
@@ -267,7 +292,10 @@ impl Device {
             );
         }
         if actual < timing.loop_wait && self.options & WDIOF_MAGICCLOSE != 0 {
-            return Err(WatchdogError::TooFast { actual, loop_wait: timing.loop_wait });
+            return Err(WatchdogError::TooFast {
+                actual,
+                loop_wait: timing.loop_wait,
+            });
         }
         self.write(PING)
     }
@@ -281,7 +309,11 @@ impl Device {
         let mut value = libc::c_int::try_from(seconds).unwrap_or(libc::c_int::MAX);
         // SAFETY: WDIOC_SETTIMEOUT reads and writes one int.
         let result = unsafe {
-            libc::ioctl(self.fd.as_raw_fd(), libc::_IOWR::<libc::c_int>(u32::from(b'W'), 6), &raw mut value)
+            libc::ioctl(
+                self.fd.as_raw_fd(),
+                libc::_IOWR::<libc::c_int>(u32::from(b'W'), 6),
+                &raw mut value,
+            )
         };
         self.check(result, "set its timeout")?;
         Ok(Duration::from_secs(u64::try_from(value).unwrap_or(0)))
@@ -291,7 +323,11 @@ impl Device {
         let mut value: libc::c_int = 0;
         // SAFETY: WDIOC_GETTIMEOUT writes one int.
         let result = unsafe {
-            libc::ioctl(self.fd.as_raw_fd(), libc::_IOR::<libc::c_int>(u32::from(b'W'), 7), &raw mut value)
+            libc::ioctl(
+                self.fd.as_raw_fd(),
+                libc::_IOR::<libc::c_int>(u32::from(b'W'), 7),
+                &raw mut value,
+            )
         };
         self.check(result, "ask for its timeout")?;
         Ok(Duration::from_secs(u64::try_from(value).unwrap_or(0)))
@@ -309,22 +345,37 @@ impl Device {
 
     /// Closes it so that it does not fire, as far as the device can do that.
     fn close(self) {
-        let last = if self.options & WDIOF_MAGICCLOSE != 0 { MAGIC_CLOSE } else { PING };
+        let last = if self.options & WDIOF_MAGICCLOSE != 0 {
+            MAGIC_CLOSE
+        } else {
+            PING
+        };
         if let Err(error) = self.write(last) {
             tracing::error!("{}", crate::guardian::note::chain(&error));
         }
         if last == PING {
-            tracing::warn!("watchdog {} cannot be stopped and stays armed", self.path.display());
+            tracing::warn!(
+                "watchdog {} cannot be stopped and stays armed",
+                self.path.display()
+            );
         }
     }
 }
 
 /// What a device can do; nothing, when it does not say.
 fn support(fd: &OwnedFd) -> u32 {
-    let mut support = Support { options: 0, firmware: 0, identity: [0; 32] };
+    let mut support = Support {
+        options: 0,
+        firmware: 0,
+        identity: [0; 32],
+    };
     // SAFETY: WDIOC_GETSUPPORT writes one `struct watchdog_info`.
     let result = unsafe {
-        libc::ioctl(fd.as_raw_fd(), libc::_IOR::<Support>(u32::from(b'W'), 0), &raw mut support)
+        libc::ioctl(
+            fd.as_raw_fd(),
+            libc::_IOR::<Support>(u32::from(b'W'), 0),
+            &raw mut support,
+        )
     };
     if result == 0 { support.options } else { 0 }
 }
@@ -339,12 +390,18 @@ mod tests {
     const LOOP: Duration = Duration::from_secs(10);
 
     fn config(mode: WatchdogMode, device: &Path) -> WatchdogConfig {
-        WatchdogConfig { mode, device: device.into(), driver: "testing".into(), safety_margin: 5 }
+        WatchdogConfig {
+            mode,
+            device: device.into(),
+            driver: "testing".into(),
+            safety_margin: 5,
+        }
     }
 
     /// A FIFO and an open reading end.
     fn fifo(name: &str) -> (PathBuf, std::fs::File) {
-        let path = std::env::temp_dir().join(format!("garden-watchdog-{name}-{}", std::process::id()));
+        let path =
+            std::env::temp_dir().join(format!("garden-watchdog-{name}-{}", std::process::id()));
         let _ = std::fs::remove_file(&path);
         nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap();
         let fd = open(&path, OFlag::O_RDONLY | OFlag::O_NONBLOCK, Mode::empty()).unwrap();
@@ -390,7 +447,10 @@ mod tests {
         let nowhere = Path::new("/nowhere/watchdog");
         let mut watchdog = Watchdog::new(config(WatchdogMode::Required, nowhere));
         assert!(!watchdog.is_healthy(TTL, LOOP));
-        assert!(matches!(watchdog.activate(TTL, LOOP), Err(WatchdogError::Open(..))));
+        assert!(matches!(
+            watchdog.activate(TTL, LOOP),
+            Err(WatchdogError::Open(..))
+        ));
         for mode in [WatchdogMode::Automatic, WatchdogMode::Off] {
             let mut watchdog = Watchdog::new(config(mode, nowhere));
             assert!(watchdog.is_healthy(TTL, LOOP));
@@ -404,7 +464,10 @@ mod tests {
         let (path, reader) = fifo("unread");
         drop(reader);
         let mut watchdog = Watchdog::new(config(WatchdogMode::Required, &path));
-        assert!(matches!(watchdog.activate(TTL, LOOP), Err(WatchdogError::Open(..))));
+        assert!(matches!(
+            watchdog.activate(TTL, LOOP),
+            Err(WatchdogError::Open(..))
+        ));
         let _ = std::fs::remove_file(path);
     }
 
@@ -414,9 +477,18 @@ mod tests {
         let mut watchdog = Watchdog::new(config(WatchdogMode::Required, &path));
         let slow = Duration::from_secs(17);
         assert!(!watchdog.is_healthy(TTL, slow));
-        assert!(matches!(watchdog.activate(TTL, slow), Err(WatchdogError::TooTight { .. })));
-        let half = WatchdogConfig { safety_margin: -1, ..config(WatchdogMode::Required, &path) };
-        assert_eq!(Timing::new(&half, TTL, LOOP).timeout, Duration::from_secs(10));
+        assert!(matches!(
+            watchdog.activate(TTL, slow),
+            Err(WatchdogError::TooTight { .. })
+        ));
+        let half = WatchdogConfig {
+            safety_margin: -1,
+            ..config(WatchdogMode::Required, &path)
+        };
+        assert_eq!(
+            Timing::new(&half, TTL, LOOP).timeout,
+            Duration::from_secs(10)
+        );
         let _ = std::fs::remove_file(path);
     }
 

@@ -42,7 +42,13 @@ fn fences_at_the_deadline_while_the_agent_is_silent() {
         });
         println!("guardian says: fenced within {took:?}");
         assert!(took.is_some_and(|took| took < FENCE_BOUND));
-        check_delays("deadline, agent silent", &cluster, load, deadline, FENCE_BOUND);
+        check_delays(
+            "deadline, agent silent",
+            &cluster,
+            load,
+            deadline,
+            FENCE_BOUND,
+        );
         assert_eq!(agent.client.postmaster(), None);
         assert_eq!(agent.client.armed(), None);
         let last = cluster.last_commit(&agent);
@@ -63,7 +69,13 @@ fn fences_at_the_deadline_when_the_agent_is_gone() {
         drop(agent);
         std::thread::sleep(Duration::from_millis(800));
         assert!(cluster.alive() > 8, "nothing happens before the deadline");
-        check_delays("deadline, agent gone", &cluster, load, deadline, FENCE_BOUND);
+        check_delays(
+            "deadline, agent gone",
+            &cluster,
+            load,
+            deadline,
+            FENCE_BOUND,
+        );
     });
 }
 
@@ -78,7 +90,10 @@ fn renewals_move_the_deadline() {
             agent.arm(1, Duration::from_millis(700));
             std::thread::sleep(Duration::from_millis(200));
         }
-        assert!(cluster.alive() > 3, "alive after 2 s of a 0.7 s lease that is renewed");
+        assert!(
+            cluster.alive() > 3,
+            "alive after 2 s of a 0.7 s lease that is renewed"
+        );
         let deadline = agent.client.armed().expect("armed").deadline;
         check_delays("end of renewals", &cluster, load, deadline, FENCE_BOUND);
     });
@@ -97,8 +112,17 @@ fn kernel_timer_fences_for_a_stopped_guardian() {
         drop(agent);
         kill(guardian, Signal::SIGSTOP);
         std::thread::sleep(Duration::from_millis(1000));
-        assert!(cluster.alive() > 8, "nothing happens long before the deadline");
-        check_delays("guardian stopped, agent gone", &cluster, load, deadline, FENCE_BOUND);
+        assert!(
+            cluster.alive() > 8,
+            "nothing happens long before the deadline"
+        );
+        check_delays(
+            "guardian stopped, agent gone",
+            &cluster,
+            load,
+            deadline,
+            FENCE_BOUND,
+        );
     });
 }
 
@@ -121,60 +145,105 @@ fn everything_ends_with_a_killed_guardian() {
 
 #[test]
 fn agent_stands_in_for_a_killed_guardian_and_starts_another() {
-    as_postgres("agent_stands_in_for_a_killed_guardian_and_starts_another", || {
-        let cluster = Cluster::new("standin", 27015);
-        let mut agent = cluster.agent();
-        cluster.start(&agent);
-        let load = cluster.load(4, 4);
-        agent.arm(3, Duration::from_secs(30));
-        let before = agent.hello.clone();
-        let at = garden_agent::clock::now();
-        kill(before.pid, Signal::SIGKILL);
-        agent.wait_for(|event| *event == GuardianEvent::Lost);
-        agent.wait_for(|event| *event == GuardianEvent::Empty);
-        check_delays("guardian killed", &cluster, load, at, FENCE_BOUND);
-        let seen = agent.wait_for(|event| matches!(event, GuardianEvent::Attached(_)));
-        let Some(GuardianEvent::Attached(after)) = seen.last() else { panic!("{seen:?}") };
-        assert_ne!(after.session, before.session);
-        assert_eq!((after.postmaster, after.armed), (None, None));
-        cluster.start(&agent);
-    });
+    as_postgres(
+        "agent_stands_in_for_a_killed_guardian_and_starts_another",
+        || {
+            let cluster = Cluster::new("standin", 27015);
+            let mut agent = cluster.agent();
+            cluster.start(&agent);
+            let load = cluster.load(4, 4);
+            agent.arm(3, Duration::from_secs(30));
+            let before = agent.hello.clone();
+            let at = garden_agent::clock::now();
+            kill(before.pid, Signal::SIGKILL);
+            agent.wait_for(|event| *event == GuardianEvent::Lost);
+            agent.wait_for(|event| *event == GuardianEvent::Empty);
+            check_delays("guardian killed", &cluster, load, at, FENCE_BOUND);
+            let seen = agent.wait_for(|event| matches!(event, GuardianEvent::Attached(_)));
+            let Some(GuardianEvent::Attached(after)) = seen.last() else {
+                panic!("{seen:?}")
+            };
+            assert_ne!(after.session, before.session);
+            assert_eq!((after.postmaster, after.armed), (None, None));
+            cluster.start(&agent);
+        },
+    );
 }
 
 #[test]
 fn a_new_agent_finds_epoch_and_postmaster_as_they_were() {
-    as_postgres("a_new_agent_finds_epoch_and_postmaster_as_they_were", || {
-        let cluster = Cluster::new("again", 27016);
-        let mut agent = cluster.agent();
-        let pid = cluster.start(&agent);
-        let deadline = agent.arm(5, Duration::from_secs(20));
-        agent.client.keep("session-1".into(), b"{\"seq\":7}".to_vec()).expect("keep");
-        let busy = cluster.second_agent();
-        assert!(matches!(busy, Err(GuardianError::Busy { .. })), "{busy:?}");
-        let first = agent.hello.clone();
-        drop(agent);
+    as_postgres(
+        "a_new_agent_finds_epoch_and_postmaster_as_they_were",
+        || {
+            let cluster = Cluster::new("again", 27016);
+            let mut agent = cluster.agent();
+            let pid = cluster.start(&agent);
+            let deadline = agent.arm(5, Duration::from_secs(20));
+            agent
+                .client
+                .keep("session-1".into(), b"{\"seq\":7}".to_vec())
+                .expect("keep");
+            let busy = cluster.second_agent();
+            assert!(matches!(busy, Err(GuardianError::Busy { .. })), "{busy:?}");
+            let first = agent.hello.clone();
+            drop(agent);
 
-        let begin = garden_agent::clock::now();
-        let mut agent = cluster.agent();
-        println!("attached again within {:?}", garden_agent::clock::now().since(begin));
-        assert_eq!(agent.hello.session, first.session);
-        assert_eq!(agent.hello.postmaster, Some(pid));
-        assert!(agent.hello.is_parent);
-        assert_eq!(agent.hello.armed, Some(Armed { epoch: Epoch(5), deadline }));
-        let kept = agent.hello.kept.clone().expect("kept");
-        assert_eq!((kept.session.as_str(), kept.blob.as_slice()), ("session-1", &b"{\"seq\":7}"[..]));
+            let begin = garden_agent::clock::now();
+            let mut agent = cluster.agent();
+            println!(
+                "attached again within {:?}",
+                garden_agent::clock::now().since(begin)
+            );
+            assert_eq!(agent.hello.session, first.session);
+            assert_eq!(agent.hello.postmaster, Some(pid));
+            assert!(agent.hello.is_parent);
+            assert_eq!(
+                agent.hello.armed,
+                Some(Armed {
+                    epoch: Epoch(5),
+                    deadline
+                })
+            );
+            let kept = agent.hello.kept.clone().expect("kept");
+            assert_eq!(
+                (kept.session.as_str(), kept.blob.as_slice()),
+                ("session-1", &b"{\"seq\":7}"[..])
+            );
 
-        refuses(&mut agent, |c| c.arm(Epoch(4), deadline + Duration::from_secs(60)));
-        refuses(&mut agent, |c| c.disarm(Epoch(5)));
-        refuses(&mut agent, |c| c.disarm_because(Epoch(4), Basis::InRecovery));
-        assert_eq!(agent.client.armed(), Some(Armed { epoch: Epoch(5), deadline }));
-        agent.client.disarm_because(Epoch(5), Basis::InRecovery).expect("disarm");
-        agent.wait_for(|event| *event == GuardianEvent::Disarmed);
-        agent.client.signal(Signal::SIGINT).expect("signal");
-        let seen = agent.wait_for(|event| *event == GuardianEvent::Empty);
-        assert!(seen.contains(&GuardianEvent::PostmasterExited { pid, status: Some(0) }), "{seen:?}");
-        assert!(!seen.iter().any(|e| matches!(e, GuardianEvent::Orphans(_))), "{seen:?}");
-    });
+            refuses(&mut agent, |c| {
+                c.arm(Epoch(4), deadline + Duration::from_secs(60))
+            });
+            refuses(&mut agent, |c| c.disarm(Epoch(5)));
+            refuses(&mut agent, |c| {
+                c.disarm_because(Epoch(4), Basis::InRecovery)
+            });
+            assert_eq!(
+                agent.client.armed(),
+                Some(Armed {
+                    epoch: Epoch(5),
+                    deadline
+                })
+            );
+            agent
+                .client
+                .disarm_because(Epoch(5), Basis::InRecovery)
+                .expect("disarm");
+            agent.wait_for(|event| *event == GuardianEvent::Disarmed);
+            agent.client.signal(Signal::SIGINT).expect("signal");
+            let seen = agent.wait_for(|event| *event == GuardianEvent::Empty);
+            assert!(
+                seen.contains(&GuardianEvent::PostmasterExited {
+                    pid,
+                    status: Some(0)
+                }),
+                "{seen:?}"
+            );
+            assert!(
+                !seen.iter().any(|e| matches!(e, GuardianEvent::Orphans(_))),
+                "{seen:?}"
+            );
+        },
+    );
 }
 
 fn refuses(
@@ -197,12 +266,28 @@ fn orphans_of_a_killed_postmaster_are_ended_at_once() {
         kill(pid, Signal::SIGKILL);
         let seen = agent.wait_for(|event| *event == GuardianEvent::Empty);
         let empty = garden_agent::clock::now();
-        println!("postmaster killed: reported empty {:+.1} ms", millis(empty, at));
-        assert!(seen.contains(&GuardianEvent::PostmasterExited { pid, status: Some(9) }), "{seen:?}");
-        assert!(seen.iter().any(|e| matches!(e, GuardianEvent::Orphans(n) if *n > 0)), "{seen:?}");
+        println!(
+            "postmaster killed: reported empty {:+.1} ms",
+            millis(empty, at)
+        );
+        assert!(
+            seen.contains(&GuardianEvent::PostmasterExited {
+                pid,
+                status: Some(9)
+            }),
+            "{seen:?}"
+        );
+        assert!(
+            seen.iter()
+                .any(|e| matches!(e, GuardianEvent::Orphans(n) if *n > 0)),
+            "{seen:?}"
+        );
         assert_eq!(cluster.alive(), 0, "empty means empty");
         check_delays("postmaster killed", &cluster, load, at, FENCE_BOUND);
-        assert!(agent.client.armed().is_some(), "the deadline is the agent's to give up");
+        assert!(
+            agent.client.armed().is_some(),
+            "the deadline is the agent's to give up"
+        );
     });
 }
 
@@ -217,7 +302,11 @@ fn adopts_a_postmaster_that_others_started() {
         let adopt = |agent: &Agent, pid| cluster.runtime.block_on(agent.client.adopt(pid));
         let me = i32::try_from(std::process::id()).expect("pid");
         assert!(matches!(adopt(&agent, me), Err(GuardianError::Refused(_))));
-        assert_eq!(adopt(&agent, pid).expect("adopt"), pid, "again is no mistake");
+        assert_eq!(
+            adopt(&agent, pid).expect("adopt"),
+            pid,
+            "again is no mistake"
+        );
         let load = cluster.load(4, 8);
         let deadline = agent.arm(1, Duration::from_millis(1000));
         agent.wait_for(|event| *event == GuardianEvent::Empty);
@@ -230,8 +319,17 @@ fn adopts_a_postmaster_that_others_started() {
         let at = garden_agent::clock::now();
         kill(pid, Signal::SIGKILL);
         let seen = agent.wait_for(|event| *event == GuardianEvent::Empty);
-        assert!(seen.contains(&GuardianEvent::PostmasterExited { pid, status: None }), "{seen:?}");
-        check_delays("adopted, postmaster killed", &cluster, load, at, FENCE_BOUND);
+        assert!(
+            seen.contains(&GuardianEvent::PostmasterExited { pid, status: None }),
+            "{seen:?}"
+        );
+        check_delays(
+            "adopted, postmaster killed",
+            &cluster,
+            load,
+            at,
+            FENCE_BOUND,
+        );
 
         cluster.wait_reaped(pid);
         let pid = cluster.start_by_hand();
@@ -250,7 +348,10 @@ fn a_first_guardian_ends_what_a_dead_postmaster_left() {
         let load = cluster.load(0, 4);
         kill(pid, Signal::SIGKILL);
         cluster.wait_reaped(pid);
-        assert!(cluster.alive() >= 2, "backends that are busy outlive their postmaster");
+        assert!(
+            cluster.alive() >= 2,
+            "backends that are busy outlive their postmaster"
+        );
         let mut agent = cluster.agent();
         let at = garden_agent::clock::now();
         agent.wait_for(|event| *event == GuardianEvent::Empty);
@@ -264,17 +365,25 @@ fn a_program_that_cannot_be_executed_is_an_exit() {
     as_postgres("a_program_that_cannot_be_executed_is_an_exit", || {
         let cluster = Cluster::new("noexec", 27019);
         let mut agent = cluster.agent();
-        let start = agent.client.start_postmaster(vec!["/nowhere/postgres".into()], vec![], None);
+        let start = agent
+            .client
+            .start_postmaster(vec!["/nowhere/postgres".into()], vec![], None);
         let pid = cluster.runtime.block_on(start).expect("a pid");
         let seen = agent.wait_for(|event| *event == GuardianEvent::Empty);
-        let exit = GuardianEvent::PostmasterExited { pid, status: Some(127 << 8) };
+        let exit = GuardianEvent::PostmasterExited {
+            pid,
+            status: Some(127 << 8),
+        };
         assert!(seen.contains(&exit), "{seen:?}");
         agent.client.leave().expect("leave");
         let guardian = agent.hello.pid;
         drop(agent);
         let begin = std::time::Instant::now();
         while garden_agent::guardian::proc::Process::read(guardian).is_some_and(|p| p.is_alive()) {
-            assert!(begin.elapsed() < guardian::LIMIT, "the guardian did not end");
+            assert!(
+                begin.elapsed() < guardian::LIMIT,
+                "the guardian did not end"
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
     });
@@ -300,7 +409,13 @@ fn strict_form_needs_nobody_to_be_scheduled() {
         let everybody = cluster.everybody(guardian);
         assert!(everybody.len() > 18, "{everybody:?}");
         let stopped = Stopped::new(everybody);
-        check_delays("strict, everything stopped", &cluster, load, deadline, FENCE_BOUND);
+        check_delays(
+            "strict, everything stopped",
+            &cluster,
+            load,
+            deadline,
+            FENCE_BOUND,
+        );
         drop(stopped);
     });
 }
@@ -325,33 +440,48 @@ impl Drop for Stopped {
 
 #[test]
 fn strict_form_reports_exits_and_orphans_like_the_other() {
-    as_postgres("strict_form_reports_exits_and_orphans_like_the_other", || {
-        let cluster = Cluster::new("strictend", 27021);
-        let mut agent = cluster.strict_agent();
-        if !agent.hello.fit {
-            println!("no PID namespaces on this machine; nothing shown");
-            return;
-        }
-        let pid = cluster.start(&agent);
-        cluster.stop_by_hand("fast");
-        let seen = agent.wait_for(|event| *event == GuardianEvent::Empty);
-        assert!(seen.contains(&GuardianEvent::PostmasterExited { pid, status: Some(0) }), "{seen:?}");
+    as_postgres(
+        "strict_form_reports_exits_and_orphans_like_the_other",
+        || {
+            let cluster = Cluster::new("strictend", 27021);
+            let mut agent = cluster.strict_agent();
+            if !agent.hello.fit {
+                println!("no PID namespaces on this machine; nothing shown");
+                return;
+            }
+            let pid = cluster.start(&agent);
+            cluster.stop_by_hand("fast");
+            let seen = agent.wait_for(|event| *event == GuardianEvent::Empty);
+            assert!(
+                seen.contains(&GuardianEvent::PostmasterExited {
+                    pid,
+                    status: Some(0)
+                }),
+                "{seen:?}"
+            );
 
-        let pid = cluster.start(&agent);
-        let load = cluster.load(4, 8);
-        let at = garden_agent::clock::now();
-        kill(pid, Signal::SIGKILL);
-        let seen = agent.wait_for(|event| *event == GuardianEvent::Empty);
-        assert!(seen.contains(&GuardianEvent::PostmasterExited { pid, status: Some(9) }), "{seen:?}");
-        check_delays("strict, postmaster killed", &cluster, load, at, FENCE_BOUND);
+            let pid = cluster.start(&agent);
+            let load = cluster.load(4, 8);
+            let at = garden_agent::clock::now();
+            kill(pid, Signal::SIGKILL);
+            let seen = agent.wait_for(|event| *event == GuardianEvent::Empty);
+            assert!(
+                seen.contains(&GuardianEvent::PostmasterExited {
+                    pid,
+                    status: Some(9)
+                }),
+                "{seen:?}"
+            );
+            check_delays("strict, postmaster killed", &cluster, load, at, FENCE_BOUND);
 
-        let pid = cluster.start(&agent);
-        let load = cluster.load(4, 8);
-        let deadline = agent.arm(1, Duration::from_millis(800));
-        agent.wait_for(|event| *event == GuardianEvent::Empty);
-        assert!(garden_agent::guardian::proc::Process::read(pid).is_none_or(|p| !p.is_alive()));
-        check_delays("strict, deadline", &cluster, load, deadline, FENCE_BOUND);
-    });
+            let pid = cluster.start(&agent);
+            let load = cluster.load(4, 8);
+            let deadline = agent.arm(1, Duration::from_millis(800));
+            agent.wait_for(|event| *event == GuardianEvent::Empty);
+            assert!(garden_agent::guardian::proc::Process::read(pid).is_none_or(|p| !p.is_alive()));
+            check_delays("strict, deadline", &cluster, load, deadline, FENCE_BOUND);
+        },
+    );
 }
 
 #[test]
@@ -366,10 +496,20 @@ fn an_idle_guardian_is_small_and_single_threaded() {
         let of = |name: &str| {
             let status = std::fs::read_to_string(format!("/proc/{}/status", agent.hello.pid));
             let status = status.expect("status");
-            let line = status.lines().find(|line| line.starts_with(name)).unwrap_or_default();
-            line.split_whitespace().nth(1).and_then(|n| n.parse::<u64>().ok()).expect("number")
+            let line = status
+                .lines()
+                .find(|line| line.starts_with(name))
+                .unwrap_or_default();
+            line.split_whitespace()
+                .nth(1)
+                .and_then(|n| n.parse::<u64>().ok())
+                .expect("number")
         };
-        println!("guardian: {} kB, of them {} kB its own", of("VmRSS:"), of("RssAnon:"));
+        println!(
+            "guardian: {} kB, of them {} kB its own",
+            of("VmRSS:"),
+            of("RssAnon:")
+        );
         assert_eq!(of("Threads:"), 1);
         assert!(of("RssAnon:") < 4096);
     });

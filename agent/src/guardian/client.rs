@@ -122,13 +122,17 @@ struct State {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing panics while it is held, and the fields are valid whatever happened.
-        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.state
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn send(&self, state: &State, id: u32, request: &Request) -> Result<(), GuardianError> {
         let socket = state.socket.as_ref().ok_or(GuardianError::Lost)?;
         let mut bytes = Vec::new();
-        request.encode(id, &mut bytes).map_err(|_| GuardianError::Undelivered)?;
+        request
+            .encode(id, &mut bytes)
+            .map_err(|_| GuardianError::Undelivered)?;
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         match send(socket.as_raw_fd(), &bytes, flags) {
             Ok(_) => Ok(()),
@@ -213,7 +217,10 @@ impl GuardianClient {
     ) -> Result<i32, GuardianError> {
         let start = Start {
             argv: command.into_iter().map(OsString::into_vec).collect(),
-            env: env.into_iter().map(|(k, v)| (k.into_vec(), v.into_vec())).collect(),
+            env: env
+                .into_iter()
+                .map(|(k, v)| (k.into_vec(), v.into_vec()))
+                .collect(),
             cwd: Vec::new(),
             log: log.map(|path| super::path_bytes(&path)).unwrap_or_default(),
         };
@@ -242,9 +249,13 @@ impl GuardianClient {
     /// Refused when there is none.
     pub fn signal(&self, signal: nix::sys::signal::Signal) -> Result<(), GuardianError> {
         if self.postmaster().is_none() {
-            return Err(GuardianError::Refused(String::from("there is no postmaster")));
+            return Err(GuardianError::Refused(String::from(
+                "there is no postmaster",
+            )));
         }
-        self.tell(&Request::Signal { signal: signal as i32 })
+        self.tell(&Request::Signal {
+            signal: signal as i32,
+        })
     }
 
     /// Moves the deadline. [`GuardianEvent::Armed`] confirms it.

@@ -45,7 +45,10 @@ pub struct Sweeper {
 
 impl Default for Sweeper {
     fn default() -> Self {
-        Self { list: Vec::with_capacity(ROOM), member: Vec::with_capacity(ROOM) }
+        Self {
+            list: Vec::with_capacity(ROOM),
+            member: Vec::with_capacity(ROOM),
+        }
     }
 }
 
@@ -53,11 +56,17 @@ impl Sweeper {
     /// Counts the living processes of the cluster.
     pub fn count(&mut self, scope: &Scope<'_>) -> Pass {
         if proc::all(&mut self.list).is_err() {
-            return Pass { alive: 0, blind: true };
+            return Pass {
+                alive: 0,
+                blind: true,
+            };
         }
         self.mark(scope);
         let alive = self.members().filter(|p| p.is_alive()).count();
-        Pass { alive: u32::try_from(alive).unwrap_or(u32::MAX), blind: false }
+        Pass {
+            alive: u32::try_from(alive).unwrap_or(u32::MAX),
+            blind: false,
+        }
     }
 
     /// What runs in this directory: the postmaster, and whether children of one do. A process whose
@@ -90,7 +99,10 @@ impl Sweeper {
         }
         let pass = self.count(scope);
         let postmaster = scope.postmaster.map_or(0, |p| p.pid);
-        for process in self.members().filter(|p| p.is_alive() && p.pid != postmaster) {
+        for process in self
+            .members()
+            .filter(|p| p.is_alive() && p.pid != postmaster)
+        {
             process.signal(Signal::KILL);
         }
         // Last, so that its children were its children while they were listed.
@@ -101,7 +113,11 @@ impl Sweeper {
     }
 
     fn members(&self) -> impl Iterator<Item = &Process> {
-        self.list.iter().zip(&self.member).filter(|(_, member)| **member).map(|(p, _)| p)
+        self.list
+            .iter()
+            .zip(&self.member)
+            .filter(|(_, member)| **member)
+            .map(|(p, _)| p)
     }
 
     /// Marks the members: first by what they are, then by descent until nothing changes.
@@ -110,8 +126,14 @@ impl Sweeper {
         list.sort_unstable_by_key(|p| p.pid);
         member.clear();
         member.extend(list.iter().map(|p| {
-            let is_postmaster = scope.postmaster.is_some_and(|m| m.pid == p.pid && m.start == p.start);
-            let is_server = || scope.data_dir.is_some_and(|dir| proc::is_server_in(p.pid, dir));
+            let is_postmaster = scope
+                .postmaster
+                .is_some_and(|m| m.pid == p.pid && m.start == p.start);
+            let is_server = || {
+                scope
+                    .data_dir
+                    .is_some_and(|dir| proc::is_server_in(p.pid, dir))
+            };
             is_postmaster || (!scope.spared.contains(&p.pid) && p.is_alive() && is_server())
         }));
         let mut changed = true;

@@ -119,7 +119,11 @@ pub struct Args {
 impl Args {
     /// The words that give these arguments back, `guardian` included.
     pub fn to_words(&self) -> Vec<OsString> {
-        let mut words = vec![OsString::from("guardian"), "--data-dir".into(), self.data_dir.clone().into()];
+        let mut words = vec![
+            OsString::from("guardian"),
+            "--data-dir".into(),
+            self.data_dir.clone().into(),
+        ];
         words.extend(["--fence-ms".into(), self.fence_ms.to_string().into()]);
         if self.namespace {
             words.push("--namespace".into());
@@ -252,8 +256,14 @@ mod tests {
         assert_eq!(canonical(&base.join("link/data")), real.join("data"));
         assert_eq!(canonical(&base.join("real/./data")), real.join("data"));
         let name = |path: &str| socket_address(Path::new(path)).unwrap();
-        assert_eq!(name("/x/a").as_abstract_name(), name("/x/a").as_abstract_name());
-        assert_ne!(name("/x/a").as_abstract_name(), name("/x/b").as_abstract_name());
+        assert_eq!(
+            name("/x/a").as_abstract_name(),
+            name("/x/a").as_abstract_name()
+        );
+        assert_ne!(
+            name("/x/a").as_abstract_name(),
+            name("/x/b").as_abstract_name()
+        );
         std::fs::remove_dir_all(base).unwrap();
     }
 }

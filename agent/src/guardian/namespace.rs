@@ -11,7 +11,10 @@
 //!
 //! Pids inside differ from those outside, except the postmaster's: it is made to have the same on both
 //! sides, so that `postmaster.pid` and `pg_ctl` keep their meaning. Backends are numbered from within.
-#![expect(unsafe_code, reason = "clone3, and wait in the form that gives the raw status")]
+#![expect(
+    unsafe_code,
+    reason = "clone3, and wait in the form that gives the raw status"
+)]
 
 use super::proc::{self, Process};
 use super::spawn::{self, Postmaster, Prepared, SpawnError};
@@ -93,7 +96,11 @@ pub fn start(prepared: &Prepared<'_>) -> Result<Postmaster, SpawnError> {
     drop(theirs);
     let pidfd = proc::pidfd(pid).ok_or(SpawnError::Gone(pid))?;
     let process = Process::read(pid).ok_or(SpawnError::Gone(pid))?;
-    let init = Init { process, pidfd, line };
+    let init = Init {
+        process,
+        pidfd,
+        line,
+    };
     match agree(&init) {
         Ok(mut postmaster) => {
             postmaster.init = Some(init);
@@ -114,7 +121,9 @@ fn agree(init: &Init) -> Result<Postmaster, SpawnError> {
         tell(&init.line, wanted)?;
         let answer = answer(&init.line)?;
         if answer < 0 && wanted == ANY {
-            return Err(SpawnError::Namespace("its first process cannot start another"));
+            return Err(SpawnError::Namespace(
+                "its first process cannot start another",
+            ));
         }
         if answer < 0 {
             // No right to choose, or no such pid.
@@ -123,7 +132,9 @@ fn agree(init: &Init) -> Result<Postmaster, SpawnError> {
         }
         proc::all(&mut list)?;
         let child = list.iter().find(|p| p.parent == init.process.pid);
-        let pid = child.ok_or(SpawnError::Namespace("its postmaster is gone"))?.pid;
+        let pid = child
+            .ok_or(SpawnError::Namespace("its postmaster is gone"))?
+            .pid;
         if pid == answer || wanted == ANY || left == 0 {
             let postmaster = spawn::hold(pid)?;
             tell(&init.line, 1)?;
@@ -137,7 +148,12 @@ fn agree(init: &Init) -> Result<Postmaster, SpawnError> {
 }
 
 fn tell(line: &OwnedFd, number: i32) -> nix::Result<()> {
-    send(line.as_raw_fd(), &number.to_ne_bytes(), MsgFlags::MSG_NOSIGNAL).map(drop)
+    send(
+        line.as_raw_fd(),
+        &number.to_ne_bytes(),
+        MsgFlags::MSG_NOSIGNAL,
+    )
+    .map(drop)
 }
 
 fn receive(line: &OwnedFd, flags: MsgFlags) -> Option<i32> {
@@ -150,8 +166,12 @@ fn receive(line: &OwnedFd, flags: MsgFlags) -> Option<i32> {
 
 fn answer(line: &OwnedFd) -> Result<i32, SpawnError> {
     let mut fds = [PollFd::new(line.as_fd(), PollFlags::POLLIN)];
-    let _ = poll(&mut fds, PollTimeout::try_from(STEP_LIMIT).unwrap_or(PollTimeout::ZERO));
-    receive(line, MsgFlags::MSG_DONTWAIT).ok_or(SpawnError::Namespace("its first process is silent"))
+    let _ = poll(
+        &mut fds,
+        PollTimeout::try_from(STEP_LIMIT).unwrap_or(PollTimeout::ZERO),
+    );
+    receive(line, MsgFlags::MSG_DONTWAIT)
+        .ok_or(SpawnError::Namespace("its first process is silent"))
 }
 
 /// Like fork, with these flags and, unless [`ANY`], this pid in the namespace of the child.
@@ -167,7 +187,11 @@ fn clone3(flags: i32, pid: i32) -> nix::Result<i32> {
     // SAFETY: without CLONE_VM this is fork: the child has a copy of everything, and this process has one
     // thread, so no lock is held in it. `pid` outlives the call.
     let result = unsafe {
-        libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>())
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw const arguments,
+            size_of::<libc::clone_args>(),
+        )
     };
     Errno::result(result).map(|pid| i32::try_from(pid).unwrap_or(i32::MAX))
 }
@@ -193,8 +217,12 @@ fn be_first(line: &OwnedFd, prepared: &Prepared<'_>, ids: Ids) -> ! {
     let _ = nix::unistd::setsid();
     let postmaster = loop {
         // Nothing to read means that the guardian died before the death signal was set.
-        let Some(wanted) = receive(line, MsgFlags::empty()) else { spawn::exit_now(1) };
-        let Ok((reader, writer)) = pipe2(OFlag::O_CLOEXEC) else { spawn::exit_now(1) };
+        let Some(wanted) = receive(line, MsgFlags::empty()) else {
+            spawn::exit_now(1)
+        };
+        let Ok((reader, writer)) = pipe2(OFlag::O_CLOEXEC) else {
+            spawn::exit_now(1)
+        };
         let child = match clone3(0, wanted) {
             Ok(0) => {
                 drop(writer);

@@ -49,7 +49,9 @@ pub fn line(level: &str, text: Arguments<'_>) {
     let mut buffer = [0u8; LINE_MAX];
     let mut rest = buffer.as_mut_slice();
     let (stamp, millis) = stamp();
-    let stamp = std::str::from_utf8(&stamp).unwrap_or_default().trim_end_matches('\0');
+    let stamp = std::str::from_utf8(&stamp)
+        .unwrap_or_default()
+        .trim_end_matches('\0');
     // What does not fit is cut off.
     let _ = write!(rest, "{stamp},{millis:03} {level}: guardian: {text}");
     let left = rest.len().max(1);
@@ -62,7 +64,9 @@ pub fn line(level: &str, text: Arguments<'_>) {
     let fd = unsafe { BorrowedFd::borrow_raw(raw) };
     let mut fds = [PollFd::new(fd, PollFlags::POLLOUT)];
     let ready = poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
-        && fds[0].revents().is_some_and(|e| e.contains(PollFlags::POLLOUT));
+        && fds[0]
+            .revents()
+            .is_some_and(|e| e.contains(PollFlags::POLLOUT));
     if ready {
         let _ = write(fd, buffer.get(..=end).unwrap_or_default());
     }
@@ -70,7 +74,9 @@ pub fn line(level: &str, text: Arguments<'_>) {
 
 /// Local time as `YYYY-MM-DD hh:mm:ss`, NUL-padded, and milliseconds.
 fn stamp() -> ([u8; 32], u32) {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     let seconds = libc::time_t::try_from(now.as_secs()).unwrap_or(0);
     let mut text = [0u8; 32];
     // SAFETY: `tm` is plain data that localtime_r fills in; strftime writes at most the given length into

@@ -1,6 +1,9 @@
 //! Processes as `/proc` shows them, read without allocating: fencing must work on a machine that has
 //! no memory left.
-#![expect(unsafe_code, reason = "getdents64 and readlink on buffers of our own: std's forms allocate")]
+#![expect(
+    unsafe_code,
+    reason = "getdents64 and readlink on buffers of our own: std's forms allocate"
+)]
 
 use nix::fcntl::{OFlag, open};
 use nix::libc;
@@ -47,18 +50,28 @@ impl Process {
         let open = stat.iter().position(|b| *b == b'(')?;
         let close = stat.iter().rposition(|b| *b == b')')?;
         let pid = number(stat.get(..open)?)?;
-        let mut fields = stat.get(close + 1..)?.split(|b| *b == b' ').filter(|f| !f.is_empty());
+        let mut fields = stat
+            .get(close + 1..)?
+            .split(|b| *b == b' ')
+            .filter(|f| !f.is_empty());
         let state = *fields.next()?.first()?;
         let parent = number(fields.next()?)?;
         // `starttime` is field 22 in proc(5), counted from 1; two behind the name are consumed.
         let start = fields.nth(17).and_then(number)?;
-        Some(Self { pid, parent, state, start })
+        Some(Self {
+            pid,
+            parent,
+            state,
+            start,
+        })
     }
 
     /// Sends a signal to exactly this process, never to a later one with the same pid. Returns whether
     /// it was sent.
     pub fn signal(&self, signal: Signal) -> bool {
-        let Some(fd) = pidfd(self.pid) else { return false };
+        let Some(fd) = pidfd(self.pid) else {
+            return false;
+        };
         // The descriptor holds whatever has this pid now; only then is it compared.
         match Self::read(self.pid) {
             Some(now) if now.start == self.start => pidfd_send_signal(&fd, signal).is_ok(),
@@ -89,7 +102,12 @@ fn proc_path(pid: i32, name: &str) -> ([u8; 48], usize) {
 
 fn open_proc(pid: i32, name: &str) -> Option<OwnedFd> {
     let (path, n) = proc_path(pid, name);
-    open(path.get(..n)?, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()
+    open(
+        path.get(..n)?,
+        OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )
+    .ok()
 }
 
 /// Reads a link of a process (`cwd`, `exe`) into `buffer`; without the mark of a removed target.
@@ -132,7 +150,9 @@ impl Server {
     pub fn of(pid: i32) -> Option<Self> {
         let mut buffer = [0u8; 512];
         let file = open_proc(pid, "cmdline")?;
-        let n = nix::unistd::read(&file, &mut buffer).ok().filter(|n| *n > 0)?;
+        let n = nix::unistd::read(&file, &mut buffer)
+            .ok()
+            .filter(|n| *n > 0)?;
         Some(Self::from_words(buffer.get(..n)?))
     }
 
@@ -155,7 +175,11 @@ impl Server {
 /// `/proc` cannot be read.
 pub fn all(into: &mut Vec<Process>) -> nix::Result<()> {
     into.clear();
-    let dir = open("/proc", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let dir = open(
+        "/proc",
+        OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    )?;
     let mut buffer = [0u64; 1024];
     loop {
         // SAFETY: the kernel writes at most the given number of bytes, all of them inside `buffer`,
@@ -183,11 +207,15 @@ pub fn all(into: &mut Vec<Process>) -> nix::Result<()> {
 fn entries(mut bytes: &[u8], mut found: impl FnMut(i32)) {
     while let Some(length) = bytes.get(16..18) {
         let length = usize::from(u16::from_ne_bytes([length[0], length[1]]));
-        let Some((record, rest)) = bytes.split_at_checked(length) else { return };
+        let Some((record, rest)) = bytes.split_at_checked(length) else {
+            return;
+        };
         if length == 0 {
             return;
         }
-        let name = record.get(19..).and_then(|name| name.split(|b| *b == 0).next());
+        let name = record
+            .get(19..)
+            .and_then(|name| name.split(|b| *b == 0).next());
         if let Some(pid) = name.and_then(number) {
             found(pid);
         }
@@ -202,7 +230,12 @@ mod tests {
     #[test]
     fn a_name_with_brackets_and_blanks_does_not_confuse_the_parser() {
         let stat = b"4711 (a) (b c)) S 42 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 1 2 3\n";
-        let expected = Process { pid: 4711, parent: 42, state: b'S', start: 987_654 };
+        let expected = Process {
+            pid: 4711,
+            parent: 42,
+            state: b'S',
+            start: 987_654,
+        };
         assert_eq!(Process::parse(stat), Some(expected));
         for cut in 0..stat.len() - 8 {
             let _ = Process::parse(&stat[..cut]);
@@ -226,13 +259,22 @@ mod tests {
         assert_eq!(server("/bin/postgres\0-D\0/data\0"), Server::Postmaster);
         assert_eq!(server("/bin/postgres\0--port=1\0"), Server::Postmaster);
         assert_eq!(server("postgres: walwriter \0\0"), Server::Child);
-        assert_eq!(server("postgres: main: app app [local] idle"), Server::Child);
+        assert_eq!(
+            server("postgres: main: app app [local] idle"),
+            Server::Child
+        );
         assert_eq!(server("/bin/postgres\0--single\0-D\0/data\0"), Server::Tool);
     }
 
     #[test]
     fn a_process_with_another_start_time_is_not_signalled() {
         let me = Process::read(i32::try_from(std::process::id()).unwrap()).expect("this process");
-        assert!(!Process { start: me.start + 1, ..me }.signal(Signal::KILL));
+        assert!(
+            !Process {
+                start: me.start + 1,
+                ..me
+            }
+            .signal(Signal::KILL)
+        );
     }
 }

@@ -51,9 +51,15 @@ fn once(spared: &[i32], bound: Duration) -> Verdict {
         }
     }
     let begin = crate::clock::now();
-    let scope =
-        fence::Scope { under: Some(getpid().as_raw()), spared, ..fence::Scope::default() };
+    let scope = fence::Scope {
+        under: Some(getpid().as_raw()),
+        spared,
+        ..fence::Scope::default()
+    };
     let swept = fence::sweep(&scope, bound);
     let took = crate::clock::now().since(begin);
-    Verdict { took, fit: started == DUMMIES && swept.is_some() && took <= bound / 2 }
+    Verdict {
+        took,
+        fit: started == DUMMIES && swept.is_some() && took <= bound / 2,
+    }
 }

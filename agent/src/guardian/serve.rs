@@ -4,27 +4,25 @@
 //! clocks have to be looked at again, take what happened. Nothing in it waits for anything else.
 
 mod agents;
+mod requests;
 mod sweep;
 
-use super::client::Hello;
+use super::namespace::{self, Init};
 use super::note::{self, note};
 use super::spawn::{self, Postmaster};
 use super::timer::{Alarm, Backstop, moment};
 use super::witness::{Duty, Witness};
-use super::namespace::{self, Init};
 use super::{Args, GuardianError, canonical, fence, selftest};
-use agents::{Agents, Incoming};
+use agents::Agents;
 use nix::libc;
 use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{Pid, getpid, setsid};
-use proto::fence::wire::{Kept, Message, Request, Start, VERSION};
-use proto::fence::{Armed, Basis, FenceClock, Moment, Verdict};
-use proto::ids::Epoch;
+use proto::fence::wire::{Kept, Message};
+use proto::fence::{FenceClock, Moment, Verdict};
 use proto::time::MonoTime;
-use rustix::process::{Signal as RawSignal, pidfd_send_signal};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -38,9 +36,6 @@ const LINGER: Duration = Duration::from_secs(15);
 /// The kernel timer while processes are being ended: a guardian that is stopped in the middle is killed,
 /// and the witness goes on.
 const BACKSTOP_FENCING: Duration = Duration::from_millis(100);
-
-/// Requests taken per pass of the loop, so that the clocks are looked at in between.
-const BATCH: usize = 32;
 
 /// Preferred over every other process of this machine when memory runs out, short of never.
 const OOM_SCORE: i32 = -900;
@@ -93,16 +88,24 @@ impl Guardian {
         let mut set = SigSet::empty();
         // TERM, INT and HUP are for the agent: whoever stops a whole unit at once means PostgreSQL to
         // be stopped in order, and that is the agent's work.
-        let ignored = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGPIPE];
-        ignored.into_iter().chain([Signal::SIGCHLD]).for_each(|signal| set.add(signal));
+        let ignored = [
+            Signal::SIGTERM,
+            Signal::SIGINT,
+            Signal::SIGHUP,
+            Signal::SIGPIPE,
+        ];
+        ignored
+            .into_iter()
+            .chain([Signal::SIGCHLD])
+            .for_each(|signal| set.add(signal));
         set.thread_block().map_err(system("block signals"))?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let signals = SignalFd::with_flags(&set, flags).map_err(system("create a signalfd"))?;
         nix::sys::prctl::set_child_subreaper(true).map_err(system("become a subreaper"))?;
         let mut spared = Vec::new();
         spared.extend(note::divert(args.log.as_deref()).map_err(system("open the log"))?);
-        let witness = Witness::start(data_dir.as_os_str().as_bytes())
-            .map_err(system("start the witness"))?;
+        let witness =
+            Witness::start(data_dir.as_os_str().as_bytes()).map_err(system("start the witness"))?;
         spared.push(witness.pid());
         let oom_score = spawn::oom_score().unwrap_or(0);
         harden();
@@ -180,7 +183,11 @@ impl Guardian {
     fn tell_witness(&self) {
         let own_child = self.postmaster.as_ref().is_some_and(|p| p.is_child);
         let busy = self.clock.armed().is_some() || self.sweep.is_some() || own_child;
-        self.witness.set(if busy { Duty::Everything } else { Duty::Nothing });
+        self.witness.set(if busy {
+            Duty::Everything
+        } else {
+            Duty::Nothing
+        });
     }
 
     /// Whether there is nothing to guard, and has not been for a while.
@@ -204,7 +211,11 @@ impl Guardian {
         let wake = wake.or_else(|| self.idle_since.map(|_| LINGER));
         self.alarm.set(wake);
         let postmaster = self.postmaster.as_ref().map_or(-1, |p| p.pidfd.as_raw_fd());
-        let fds = [self.alarm.fd(), self.signals.as_fd().as_raw_fd(), postmaster];
+        let fds = [
+            self.alarm.fd(),
+            self.signals.as_fd().as_raw_fd(),
+            postmaster,
+        ];
         self.agents.poll(&fds);
     }
 
@@ -219,7 +230,10 @@ impl Guardian {
                 Ok(_) | Err(_) => return,
             };
             let mut status = wait_raw(ended);
-            if let Some(postmaster) = self.postmaster.as_ref().filter(|p| p.child() == Some(ended.as_raw()))
+            if let Some(postmaster) = self
+                .postmaster
+                .as_ref()
+                .filter(|p| p.child() == Some(ended.as_raw()))
             {
                 // The first process of a namespace passes on how the postmaster ended.
                 status = postmaster.init.as_ref().and_then(Init::status).or(status);
@@ -247,7 +261,9 @@ impl Guardian {
 
     /// Notices the end of a postmaster that is not our child.
     fn watch_postmaster(&mut self) {
-        let Some(postmaster) = self.postmaster.as_ref().filter(|p| !p.is_child) else { return };
+        let Some(postmaster) = self.postmaster.as_ref().filter(|p| !p.is_child) else {
+            return;
+        };
         if agents::is_readable(postmaster.pidfd.as_raw_fd()) {
             self.postmaster_exited(None);
         }
@@ -255,205 +271,42 @@ impl Guardian {
 
     /// The postmaster ended. What it left behind can still commit (S10), so it is ended too.
     fn postmaster_exited(&mut self, status: Option<i32>) {
-        let Some(postmaster) = self.postmaster.take() else { return };
+        let Some(postmaster) = self.postmaster.take() else {
+            return;
+        };
         let pid = postmaster.process.pid;
-        note!("INFO", "postmaster {pid} ended, status {}", status.unwrap_or(-1));
+        note!(
+            "INFO",
+            "postmaster {pid} ended, status {}",
+            status.unwrap_or(-1)
+        );
         self.agents.tell(&Message::Exited { pid, status });
         if self.sweep.is_none() {
             let now = moment().boot;
             // A postmaster that ended in order waited for everybody but its log writer.
-            let grace = if status == Some(0) { sweep::LOGGER_GRACE } else { Duration::ZERO };
+            let grace = if status == Some(0) {
+                sweep::LOGGER_GRACE
+            } else {
+                Duration::ZERO
+            };
             self.sweep = Some(Sweep::new(Cause::Orphans, now, grace));
-        }
-    }
-
-    /// Does what agents want.
-    fn listen(&mut self) {
-        let now = moment().boot;
-        self.agents.accept(now);
-        for _ in 0..BATCH {
-            match self.agents.next(now) {
-                Some(Incoming::Hello(agent, id, version)) => self.greet(agent, id, version),
-                Some(Incoming::Request(id, request)) => self.serve(id, request),
-                Some(Incoming::Gone) => note!("INFO", "agent disconnected"),
-                None => return,
-            }
-        }
-    }
-
-    /// Carries a request out.
-    fn serve(&mut self, id: u32, request: Request) {
-        let answer = match request {
-            // A second greeting on the same connection changes nothing.
-            Request::Hello { .. } => return,
-            Request::Heartbeat => {
-                self.look_around();
-                Message::Heartbeat
-            }
-            Request::Start(start) => self.start_postmaster(&start),
-            Request::Adopt { pid } => self.adopt(pid),
-            Request::Signal { signal } => self.signal(signal),
-            Request::Arm(armed) => self.arm(armed),
-            Request::Disarm { epoch, basis } => self.disarm(epoch, basis),
-            Request::Fence => {
-                note!("INFO", "fencing, as ordered");
-                self.clock.fence();
-                self.begin_fencing(None, moment());
-                Message::Done
-            }
-            Request::Keep(kept) => {
-                self.kept = Some(kept);
-                Message::Done
-            }
-            Request::Leave => {
-                self.may_leave = true;
-                Message::Done
-            }
-        };
-        self.agents.answer(id, &answer);
-    }
-
-    fn greet(&mut self, from: agents::Agent, id: u32, version: u16) {
-        if !self.verdict.fit && self.not_startable().is_none() {
-            self.verdict = test(&self.spared, self.bound, self.namespace);
-        }
-        self.look_around();
-        let greeting = Hello {
-            version: VERSION,
-            pid: getpid().as_raw(),
-            session: self.session.clone(),
-            postmaster: self.postmaster.as_ref().map(|p| p.process.pid),
-            is_parent: self.postmaster.as_ref().is_some_and(|p| p.is_child),
-            armed: self.clock.armed(),
-            fit: self.verdict.fit,
-            measured: self.verdict.took,
-            method: String::from(if self.namespace { "namespace" } else { "scan" }),
-            kept: self.kept.clone(),
-        };
-        let pid = from.pid;
-        if self.agents.admit(from, id, greeting, moment().boot) {
-            self.may_leave = false;
-            note!("INFO", "agent {pid} connected, protocol {version}");
-        }
-    }
-
-    fn start_postmaster(&mut self, start: &Start) -> Message {
-        if let Some(why) = self.not_startable() {
-            return refused(why);
-        }
-        let started = spawn::Prepared::new(start, &self.data_dir, self.oom_score).and_then(|prepared| {
-            if self.namespace { namespace::start(&prepared) } else { spawn::start(&prepared) }
-        });
-        match started {
-            Ok(postmaster) => self.guard(postmaster),
-            Err(error) => refused(&note::chain(&error)),
-        }
-    }
-
-    fn adopt(&mut self, pid: i32) -> Message {
-        if let Some(guarded) = self.postmaster.as_ref().filter(|p| p.process.pid == pid) {
-            return Message::Postmaster { pid: guarded.process.pid };
-        }
-        if let Some(why) = self.not_startable() {
-            return refused(why);
-        }
-        match spawn::adopt(pid, self.data_dir.as_os_str().as_bytes()) {
-            Ok(postmaster) => self.guard(postmaster),
-            Err(error) => refused(&note::chain(&error)),
-        }
-    }
-
-    /// With no postmaster known, looks for one that others started, and for what a postmaster left that
-    /// ended before anybody watched it. The first is guarded, the second is ended.
-    fn look_around(&mut self) {
-        if self.not_startable().is_some() {
-            return;
-        }
-        let data_dir = self.data_dir.as_os_str().as_bytes();
-        let (postmaster, children) = self.sweeper.servers(data_dir);
-        match postmaster.map(|process| spawn::adopt(process.pid, data_dir)) {
-            Some(Ok(postmaster)) => {
-                let news = self.guard(postmaster);
-                self.agents.tell(&news);
-            }
-            // Gone meanwhile, or not ours to hold: the next look tells.
-            Some(Err(_)) => {}
-            None if children => {
-                note!("WARNING", "found processes of a postmaster that is gone");
-                self.sweep = Some(Sweep::new(Cause::Orphans, moment().boot, Duration::ZERO));
-            }
-            None => {}
-        }
-    }
-
-    fn not_startable(&self) -> Option<&'static str> {
-        if self.postmaster.is_some() {
-            Some("a postmaster is guarded already")
-        } else if self.sweep.is_some() || self.clock.is_fencing() {
-            Some("processes of the cluster are being ended")
-        } else {
-            None
-        }
-    }
-
-    fn guard(&mut self, postmaster: Postmaster) -> Message {
-        let pid = postmaster.process.pid;
-        note!("INFO", "guarding postmaster {pid}");
-        self.postmaster = Some(postmaster);
-        self.tell_witness();
-        Message::Postmaster { pid }
-    }
-
-    fn signal(&self, signal: i32) -> Message {
-        let Some(postmaster) = &self.postmaster else { return refused("there is no postmaster") };
-        let Some(signal) = RawSignal::from_named_raw(signal) else {
-            return refused("there is no such signal");
-        };
-        match pidfd_send_signal(&postmaster.pidfd, signal) {
-            Ok(()) => Message::Done,
-            Err(error) => Message::Refused { why: error.to_string() },
-        }
-    }
-
-    fn arm(&mut self, armed: Armed) -> Message {
-        let first = self.clock.armed().is_none();
-        match self.clock.arm(moment(), armed.epoch, armed.deadline) {
-            Ok(armed) => {
-                if first {
-                    note!("INFO", "armed, epoch {}", armed.epoch);
-                }
-                // Confirmed only once the timers hold it: whoever hears it may let PostgreSQL write.
-                let _ = self.tick();
-                Message::Armed(armed)
-            }
-            Err(why) => {
-                note!("WARNING", "not armed: {why}");
-                Message::Refused { why: why.to_string() }
-            }
-        }
-    }
-
-    fn disarm(&mut self, epoch: Epoch, basis: Basis) -> Message {
-        let alive = self.postmaster.is_some() || self.sweep.is_some();
-        match self.clock.disarm(epoch, basis, alive) {
-            Ok(()) => {
-                note!("INFO", "disarmed");
-                Message::Disarmed
-            }
-            Err(why) => {
-                note!("WARNING", "not disarmed: {why}");
-                Message::Refused { why: why.to_string() }
-            }
         }
     }
 
     /// Fencing begins, unless it is under way; `deadline` is what passed, if it was one.
     fn begin_fencing(&mut self, deadline: Option<MonoTime>, now: Moment) {
-        if self.sweep.as_ref().is_some_and(|sweep| sweep.cause == Cause::Fence) {
+        if self
+            .sweep
+            .as_ref()
+            .is_some_and(|sweep| sweep.cause == Cause::Fence)
+        {
             return;
         }
         if deadline.is_some() {
-            note!("WARNING", "the deadline has passed, ending every process of the cluster");
+            note!(
+                "WARNING",
+                "the deadline has passed, ending every process of the cluster"
+            );
         }
         let since = deadline.map_or(now.boot, |deadline| deadline.min(now.boot));
         self.sweep = Some(Sweep::new(Cause::Fence, since, Duration::ZERO));
@@ -508,13 +361,13 @@ fn test(spared: &[i32], bound: Duration, namespace: bool) -> selftest::Verdict {
     if verdict.fit {
         note!("INFO", "fencing takes {:?} here", verdict.took);
     } else {
-        note!("ERROR", "not fit to lead: fencing took {:?}, the bound is {bound:?}", verdict.took);
+        note!(
+            "ERROR",
+            "not fit to lead: fencing took {:?}, the bound is {bound:?}",
+            verdict.took
+        );
     }
     verdict
-}
-
-fn refused(why: &str) -> Message {
-    Message::Refused { why: why.to_owned() }
 }
 
 /// Reaps a child that has ended; its status in the form of wait(2).

@@ -1,5 +1,8 @@
 //! Starting a postmaster, adopting one, and what a fresh process of the guardian has to do.
-#![expect(unsafe_code, reason = "fork and exec, and descriptors by number before exec")]
+#![expect(
+    unsafe_code,
+    reason = "fork and exec, and descriptors by number before exec"
+)]
 
 use super::namespace::Init;
 use super::proc::{self, Process};
@@ -79,16 +82,29 @@ impl<'a> Prepared<'a> {
     /// # Errors
     /// [`SpawnError::BadCommand`].
     pub fn new(start: &Start, data_dir: &'a Path, oom_score: i32) -> Result<Self, SpawnError> {
-        let text = |bytes: &Vec<u8>| CString::new(bytes.clone()).map_err(|_| SpawnError::BadCommand);
+        let text =
+            |bytes: &Vec<u8>| CString::new(bytes.clone()).map_err(|_| SpawnError::BadCommand);
         let argv: Vec<CString> = start.argv.iter().map(text).collect::<Result<_, _>>()?;
         if argv.is_empty() {
             return Err(SpawnError::BadCommand);
         }
-        let pair = |(name, value): &(Vec<u8>, Vec<u8>)| text(&[name.as_slice(), b"=", value].concat());
+        let pair =
+            |(name, value): &(Vec<u8>, Vec<u8>)| text(&[name.as_slice(), b"=", value].concat());
         let env = start.env.iter().map(pair).collect::<Result<_, _>>()?;
-        let log = (!start.log.is_empty()).then(|| text(&start.log)).transpose()?;
-        let cwd = (!start.cwd.is_empty()).then(|| text(&start.cwd)).transpose()?;
-        Ok(Self { argv, env, log, cwd, data_dir, oom_score })
+        let log = (!start.log.is_empty())
+            .then(|| text(&start.log))
+            .transpose()?;
+        let cwd = (!start.cwd.is_empty())
+            .then(|| text(&start.cwd))
+            .transpose()?;
+        Ok(Self {
+            argv,
+            env,
+            log,
+            cwd,
+            data_dir,
+            oom_score,
+        })
     }
 
     /// Turns this process, a fresh child, into the postmaster. It does whatever may block, the opening
@@ -96,7 +112,8 @@ impl<'a> Prepared<'a> {
     /// What fails on the way is not worth failing for, except the death signal.
     pub fn become_it(&self, parent: Option<Pid>) -> ! {
         let _ = setsid();
-        if prctl::set_pdeathsig(Signal::SIGKILL).is_err() || parent.is_some_and(|p| getppid() != p) {
+        if prctl::set_pdeathsig(Signal::SIGKILL).is_err() || parent.is_some_and(|p| getppid() != p)
+        {
             // Without it nothing would end this server if the guardian died; or it has died already.
             exit_now(NOT_EXECUTED);
         }
@@ -106,7 +123,10 @@ impl<'a> Prepared<'a> {
         close_others(&[]);
         forget_the_dead(self.data_dir);
         let pointers = |list: &[CString]| -> Vec<*const libc::c_char> {
-            list.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+            list.iter()
+                .map(|s| s.as_ptr())
+                .chain([std::ptr::null()])
+                .collect()
         };
         let (argv, env) = (pointers(&self.argv), pointers(&self.env));
         if let Some(program) = self.argv.first() {
@@ -156,17 +176,26 @@ pub fn start(prepared: &Prepared<'_>) -> Result<Postmaster, SpawnError> {
 pub fn hold(pid: i32) -> Result<Postmaster, SpawnError> {
     let pidfd = proc::pidfd(pid).ok_or(SpawnError::Gone(pid))?;
     let process = Process::read(pid).ok_or(SpawnError::Gone(pid))?;
-    Ok(Postmaster { process, pidfd, is_child: true, init: None })
+    Ok(Postmaster {
+        process,
+        pidfd,
+        is_child: true,
+        init: None,
+    })
 }
 
 /// Deals with lock files of a postmaster that has ended but was not reaped. PostgreSQL takes such a pid
 /// for a living one and refuses to start; a container's first process may reap late, or never.
 fn forget_the_dead(data_dir: &Path) {
     let file = data_dir.join("postmaster.pid");
-    let Ok(text) = std::fs::read_to_string(&file) else { return };
+    let Ok(text) = std::fs::read_to_string(&file) else {
+        return;
+    };
     // Lines of the file (PostgreSQL's `miscadmin.h`): pid, directory, start time, port, socket directory.
     let mut lines = text.lines();
-    let Some(pid) = lines.next().and_then(|line| line.trim().parse().ok()) else { return };
+    let Some(pid) = lines.next().and_then(|line| line.trim().parse().ok()) else {
+        return;
+    };
     let begin = crate::clock::now();
     while Process::read(pid).is_some_and(|p| !p.is_alive()) {
         if crate::clock::now().since(begin) < REAP_LIMIT {
@@ -189,12 +218,19 @@ fn forget_the_dead(data_dir: &Path) {
 pub fn adopt(pid: i32, data_dir: &[u8]) -> Result<Postmaster, SpawnError> {
     // The descriptor first: what is checked after it is the process that it holds.
     let pidfd = proc::pidfd(pid).ok_or(SpawnError::Gone(pid))?;
-    let process = Process::read(pid).filter(Process::is_alive).ok_or(SpawnError::Gone(pid))?;
+    let process = Process::read(pid)
+        .filter(Process::is_alive)
+        .ok_or(SpawnError::Gone(pid))?;
     if !proc::is_server_in(pid, data_dir) {
         return Err(SpawnError::NotOurs(pid));
     }
     let is_child = process.parent == getpid().as_raw();
-    Ok(Postmaster { process, pidfd, is_child, init: None })
+    Ok(Postmaster {
+        process,
+        pidfd,
+        is_child,
+        init: None,
+    })
 }
 
 /// Closes every descriptor above the standard streams except these (at most a few).
@@ -208,7 +244,14 @@ pub fn close_others(keep: &[RawFd]) {
     for fd in sorted {
         if fd > first {
             // SAFETY: a plain system call; nothing that this process still uses has these numbers.
-            unsafe { libc::syscall(libc::SYS_close_range, first, fd - u32::from(fd != u32::MAX), 0) };
+            unsafe {
+                libc::syscall(
+                    libc::SYS_close_range,
+                    first,
+                    fd - u32::from(fd != u32::MAX),
+                    0,
+                )
+            };
         }
         first = fd.saturating_add(1).max(first);
     }
@@ -222,7 +265,11 @@ pub fn exit_now(status: i32) -> ! {
 
 /// How likely the kernel is to kill this process when memory runs out; `None` when it cannot be read.
 pub fn oom_score() -> Option<i32> {
-    std::fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse().ok()
+    std::fs::read_to_string("/proc/self/oom_score_adj")
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
 }
 
 /// Changes it; whether that worked. Does not allocate.

@@ -53,7 +53,10 @@ enum End {
 /// Signals that come meanwhile go to it.
 pub fn run(words: &[OsString]) -> u8 {
     let mut set = SigSet::empty();
-    PASSED_ON.into_iter().chain([Signal::SIGCHLD]).for_each(|signal| set.add(signal));
+    PASSED_ON
+        .into_iter()
+        .chain([Signal::SIGCHLD])
+        .for_each(|signal| set.add(signal));
     if let Err(error) = set.thread_block() {
         note!("ERROR", "cannot block signals: {error}");
         return CANNOT_START;
@@ -72,7 +75,11 @@ pub fn run(words: &[OsString]) -> u8 {
             End::Exit(status) => return status,
             End::Crash => {}
         }
-        crashes = if crate::clock::now().since(begin) >= STABLE { 0 } else { crashes + 1 };
+        crashes = if crate::clock::now().since(begin) >= STABLE {
+            0
+        } else {
+            crashes + 1
+        };
         let delay = DELAYS.get(crashes.saturating_sub(1)).unwrap_or(&DELAYS[3]);
         note!("ERROR", "the agent crashed, starting it again in {delay:?}");
         std::thread::sleep(*delay);
@@ -96,7 +103,8 @@ fn serve(agent: Pid, set: &SigSet) -> End {
                 }
             }
             Ok(signal) => {
-                asked_to_end |= matches!(signal, Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT);
+                asked_to_end |=
+                    matches!(signal, Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT);
                 // Its status has not been taken, so nobody else has its pid.
                 let _ = kill(agent, signal);
             }

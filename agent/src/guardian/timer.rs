@@ -5,7 +5,9 @@ use nix::libc;
 use nix::sys::signal::{SigEvent, SigevNotify, Signal};
 use nix::sys::time::TimeSpec;
 use nix::sys::timer::{Expiration as TimerExpiration, Timer, TimerSetTimeFlags};
-use nix::sys::timerfd::{ClockId as FdClock, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags as FdFlags};
+use nix::sys::timerfd::{
+    ClockId as FdClock, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags as FdFlags,
+};
 use nix::time::{ClockId, clock_gettime};
 use proto::fence::Moment;
 use proto::time::MonoTime;
@@ -15,8 +17,12 @@ use std::time::Duration;
 /// Now, on both clocks.
 pub fn moment() -> Moment {
     // Both exist since Linux 2.6.39; a kernel without them cannot run this program.
-    let raw = clock_gettime(ClockId::CLOCK_MONOTONIC_RAW).expect("the kernel has CLOCK_MONOTONIC_RAW");
-    Moment { boot: crate::clock::now(), raw: MonoTime::default() + Duration::from(raw) }
+    let raw =
+        clock_gettime(ClockId::CLOCK_MONOTONIC_RAW).expect("the kernel has CLOCK_MONOTONIC_RAW");
+    Moment {
+        boot: crate::clock::now(),
+        raw: MonoTime::default() + Duration::from(raw),
+    }
 }
 
 /// Wakes the loop. On the boot clock, so that a machine that was suspended wakes it at once.
@@ -64,7 +70,10 @@ impl Backstop {
     /// # Errors
     /// As of timer_create(2).
     pub fn new() -> nix::Result<Self> {
-        let kill = SigevNotify::SigevSignal { signal: Signal::SIGKILL, si_value: 0 };
+        let kill = SigevNotify::SigevSignal {
+            signal: Signal::SIGKILL,
+            si_value: 0,
+        };
         Timer::new(ClockId::CLOCK_BOOTTIME, SigEvent::new(kill)).map(Self)
     }
 
@@ -74,14 +83,18 @@ impl Backstop {
             Some(delay) => TimeSpec::from(delay.max(Duration::from_nanos(1))),
             None => TimeSpec::from(Duration::ZERO),
         };
-        let result = self.0.set(TimerExpiration::OneShot(at), TimerSetTimeFlags::empty());
+        let result = self
+            .0
+            .set(TimerExpiration::OneShot(at), TimerSetTimeFlags::empty());
         debug_assert!(result.is_ok(), "timer_settime: {result:?}");
     }
 }
 
 /// Makes this process, and none of its children, run before every ordinary one. Whether that worked.
 pub fn become_real_time(priority: i32) -> bool {
-    let parameters = libc::sched_param { sched_priority: priority };
+    let parameters = libc::sched_param {
+        sched_priority: priority,
+    };
     // A postmaster must not inherit it: hundreds of backends would starve the machine.
     let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
     // SAFETY: the structure is valid for the call.

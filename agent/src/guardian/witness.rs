@@ -3,7 +3,10 @@
 //! When the guardian dies, the parent-death signal ends the postmaster, but backends that are busy live
 //! on and can still commit. The witness ends them. It is what makes the kernel timer, and a SIGKILL that
 //! hits the guardian and the agent together, end the whole cluster.
-#![expect(unsafe_code, reason = "fork, and one page shared between two processes")]
+#![expect(
+    unsafe_code,
+    reason = "fork, and one page shared between two processes"
+)]
 
 use super::{fence, proc, spawn};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -80,7 +83,10 @@ fn watch(guardian: &impl AsFd, data_dir: &[u8], duty: &AtomicU32) -> ! {
     let mut fds = [PollFd::new(guardian.as_fd(), PollFlags::POLLIN)];
     while !matches!(poll(&mut fds, PollTimeout::NONE), Ok(n) if n > 0) {}
     if duty.load(Ordering::SeqCst) == Duty::Everything as u32 {
-        let scope = fence::Scope { data_dir: Some(data_dir), ..fence::Scope::default() };
+        let scope = fence::Scope {
+            data_dir: Some(data_dir),
+            ..fence::Scope::default()
+        };
         while fence::sweep(&scope, SWEEP_LIMIT).is_none() {}
     }
     spawn::exit_now(0)

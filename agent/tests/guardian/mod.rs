@@ -26,9 +26,16 @@ pub fn as_postgres(test: &str, body: impl FnOnce()) {
     if !nix::unistd::geteuid().is_root() {
         return body();
     }
-    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _alone = ALONE
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     let status = Command::new("setpriv")
-        .args(["--reuid=postgres", "--regid=postgres", "--init-groups", "--"])
+        .args([
+            "--reuid=postgres",
+            "--regid=postgres",
+            "--init-groups",
+            "--",
+        ])
         .arg(std::env::current_exe().expect("the path of this program"))
         .args([test, "--exact", "--nocapture"])
         .current_dir("/")
@@ -47,8 +54,15 @@ fn options(dir: &Path) -> AttachOptions {
 }
 
 fn run(program: &str, args: &[&str]) {
-    let output = Command::new(format!("{BIN}/{program}")).args(args).output().expect(program);
-    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new(format!("{BIN}/{program}"))
+        .args(args)
+        .output()
+        .expect(program);
+    assert!(
+        output.status.success(),
+        "{program}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 /// A data directory, and whatever runs in it.
@@ -71,30 +85,59 @@ pub struct Agent {
 
 impl Cluster {
     pub fn new(name: &str, port: u16) -> Self {
-        let alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let alone = ALONE
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         let dir = std::env::temp_dir().join(format!("garden-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&dir);
-        run("initdb", &["-N", "-A", "trust", "-U", "postgres", "-D", dir.to_str().expect("text")]);
+        run(
+            "initdb",
+            &[
+                "-N",
+                "-A",
+                "trust",
+                "-U",
+                "postgres",
+                "-D",
+                dir.to_str().expect("text"),
+            ],
+        );
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()
             .expect("runtime");
-        Self { dir, port, runtime, _alone: alone }
+        Self {
+            dir,
+            port,
+            runtime,
+            _alone: alone,
+        }
     }
 
     /// An agent: finds or starts the guardian.
     pub fn agent(&self) -> Agent {
         let (client, events, hello) =
             GuardianClient::attach(&self.dir, options(&self.dir)).expect("guardian");
-        Agent { client, events, hello }
+        Agent {
+            client,
+            events,
+            hello,
+        }
     }
 
     /// The same, with PostgreSQL in a PID namespace.
     pub fn strict_agent(&self) -> Agent {
-        let options = AttachOptions { namespace: true, ..options(&self.dir) };
+        let options = AttachOptions {
+            namespace: true,
+            ..options(&self.dir)
+        };
         let (client, events, hello) = GuardianClient::attach(&self.dir, options).expect("guardian");
-        Agent { client, events, hello }
+        Agent {
+            client,
+            events,
+            hello,
+        }
     }
 
     pub fn second_agent(&self) -> Result<(), guardian::GuardianError> {
@@ -103,7 +146,8 @@ impl Cluster {
 
     fn settings(&self) -> Vec<String> {
         let dir = self.dir.to_str().expect("text");
-        let mut words: Vec<String> = vec!["-D".into(), dir.into(), "-p".into(), self.port.to_string()];
+        let mut words: Vec<String> =
+            vec!["-D".into(), dir.into(), "-p".into(), self.port.to_string()];
         let fast = "autovacuum=off max_connections=60 fsync=off restart_after_crash=off";
         let mut all: Vec<String> = fast.split(' ').map(String::from).collect();
         all.push(format!("unix_socket_directories={dir}"));
@@ -131,23 +175,44 @@ impl Cluster {
         let log = self.dir.with_extension("log");
         let log = log.to_str().expect("text");
         let dir = self.dir.to_str().expect("text");
-        run("pg_ctl", &["start", "-w", "-D", dir, "-l", log, "-o", &rest.join(" ")]);
+        run(
+            "pg_ctl",
+            &["start", "-w", "-D", dir, "-l", log, "-o", &rest.join(" ")],
+        );
         self.pid_in_file()
     }
 
     /// What `postmaster.pid` says.
     pub fn pid_in_file(&self) -> i32 {
-        let file = std::fs::read_to_string(self.dir.join("postmaster.pid")).expect("postmaster.pid");
-        file.lines().next().and_then(|line| line.parse().ok()).expect("pid")
+        let file =
+            std::fs::read_to_string(self.dir.join("postmaster.pid")).expect("postmaster.pid");
+        file.lines()
+            .next()
+            .and_then(|line| line.parse().ok())
+            .expect("pid")
     }
 
     pub fn stop_by_hand(&self, mode: &str) {
-        run("pg_ctl", &["stop", "-w", "-m", mode, "-D", self.dir.to_str().expect("text")]);
+        run(
+            "pg_ctl",
+            &[
+                "stop",
+                "-w",
+                "-m",
+                mode,
+                "-D",
+                self.dir.to_str().expect("text"),
+            ],
+        );
     }
 
     fn config(&self) -> tokio_postgres::Config {
         let mut config = tokio_postgres::Config::new();
-        config.host_path(&self.dir).port(self.port).user("postgres").dbname("postgres");
+        config
+            .host_path(&self.dir)
+            .port(self.port)
+            .user("postgres")
+            .dbname("postgres");
         config.connect_timeout(Duration::from_secs(2));
         config
     }
@@ -162,7 +227,10 @@ impl Cluster {
         let begin = Instant::now();
         self.runtime.block_on(async {
             while self.connect().await.is_err() {
-                assert!(begin.elapsed() < LIMIT, "PostgreSQL does not accept connections");
+                assert!(
+                    begin.elapsed() < LIMIT,
+                    "PostgreSQL does not accept connections"
+                );
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         });
@@ -175,16 +243,26 @@ impl Cluster {
             let ddl = "create table if not exists t(at timestamptz default clock_timestamp())";
             client.batch_execute(ddl).await.expect("table");
         });
-        let mut load = Load { last_ack: Arc::default(), stop: Arc::default(), threads: Vec::new() };
+        let mut load = Load {
+            last_ack: Arc::default(),
+            stop: Arc::default(),
+            threads: Vec::new(),
+        };
         let connected = Arc::new(AtomicUsize::new(0));
         for n in 0..clients + loops {
             let config = self.config();
             let (last, stop) = (Arc::clone(&load.last_ack), Arc::clone(&load.stop));
             let connected = Arc::clone(&connected);
-            let inside = n.checked_sub(clients).map(|n| if n % 2 == 0 { BUSY } else { COMMITTING });
+            let inside = n
+                .checked_sub(clients)
+                .map(|n| if n % 2 == 0 { BUSY } else { COMMITTING });
             load.threads.push(std::thread::spawn(move || {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-                runtime.expect("runtime").block_on(session(config, inside, &connected, &last, &stop));
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build();
+                runtime
+                    .expect("runtime")
+                    .block_on(session(config, inside, &connected, &last, &stop));
             }));
         }
         let begin = Instant::now();
@@ -195,8 +273,15 @@ impl Cluster {
         }
         self.runtime.block_on(async {
             let client = self.connect().await.expect("connect");
-            let busy = "select count(*) from pg_stat_activity where state = 'active' and query ~ '^do'";
-            while client.query_one(busy, &[]).await.expect("count").get::<_, i64>(0) < loops as i64 {
+            let busy =
+                "select count(*) from pg_stat_activity where state = 'active' and query ~ '^do'";
+            while client
+                .query_one(busy, &[])
+                .await
+                .expect("count")
+                .get::<_, i64>(0)
+                < loops as i64
+            {
                 assert!(begin.elapsed() < LIMIT, "no load inside the server");
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -206,7 +291,10 @@ impl Cluster {
 
     /// Living processes of this PostgreSQL.
     pub fn alive(&self) -> u32 {
-        let scope = Scope { data_dir: Some(self.dir.as_os_str().as_bytes()), ..Scope::default() };
+        let scope = Scope {
+            data_dir: Some(self.dir.as_os_str().as_bytes()),
+            ..Scope::default()
+        };
         Sweeper::default().count(&scope).alive
     }
 
@@ -218,14 +306,21 @@ impl Cluster {
         let ours = |pid, parent| {
             pid == guardian || parent == guardian || guardian::proc::is_server_in(pid, dir)
         };
-        list.iter().filter(|p| p.is_alive() && ours(p.pid, p.parent)).map(|p| p.pid).collect()
+        list.iter()
+            .filter(|p| p.is_alive() && ours(p.pid, p.parent))
+            .map(|p| p.pid)
+            .collect()
     }
 
     /// Waits until no process is left; returns when that was.
     pub fn wait_empty(&self) -> MonoTime {
         let begin = Instant::now();
         while self.alive() > 0 {
-            assert!(begin.elapsed() < LIMIT, "{} processes are left", self.alive());
+            assert!(
+                begin.elapsed() < LIMIT,
+                "{} processes are left",
+                self.alive()
+            );
             std::thread::sleep(Duration::from_millis(1));
         }
         garden_agent::clock::now()
@@ -246,7 +341,10 @@ impl Cluster {
         self.start(agent);
         self.runtime.block_on(async {
             let client = self.connect().await.expect("connect");
-            let row = client.query_one("select max(at) from t", &[]).await.expect("query");
+            let row = client
+                .query_one("select max(at) from t", &[])
+                .await
+                .expect("query");
             row.get(0)
         })
     }
@@ -254,11 +352,15 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        let scope = Scope { data_dir: Some(self.dir.as_os_str().as_bytes()), ..Scope::default() };
+        let scope = Scope {
+            data_dir: Some(self.dir.as_os_str().as_bytes()),
+            ..Scope::default()
+        };
         guardian::fence::sweep(&scope, LIMIT);
         if std::thread::panicking() {
             for log in ["guardian.log", "log"] {
-                let text = std::fs::read_to_string(self.dir.with_extension(log)).unwrap_or_default();
+                let text =
+                    std::fs::read_to_string(self.dir.with_extension(log)).unwrap_or_default();
                 eprintln!("--- {log}\n{text}");
             }
         }
@@ -300,7 +402,9 @@ async fn session(
     last: &AtomicU64,
     stop: &AtomicBool,
 ) {
-    let Ok((client, connection)) = config.connect(tokio_postgres::NoTls).await else { return };
+    let Ok((client, connection)) = config.connect(tokio_postgres::NoTls).await else {
+        return;
+    };
     tokio::spawn(connection);
     connected.fetch_add(1, Ordering::SeqCst);
     if let Some(endless) = inside {
@@ -308,7 +412,11 @@ async fn session(
         return;
     }
     while !stop.load(Ordering::SeqCst) {
-        if client.execute("insert into t default values", &[]).await.is_err() {
+        if client
+            .execute("insert into t default values", &[])
+            .await
+            .is_err()
+        {
             return;
         }
         last.fetch_max(garden_agent::clock::now().0, Ordering::SeqCst);
@@ -330,7 +438,10 @@ impl Agent {
                     }
                 }
                 Err(_) => {
-                    assert!(begin.elapsed() < LIMIT, "event did not come; seen: {seen:?}");
+                    assert!(
+                        begin.elapsed() < LIMIT,
+                        "event did not come; seen: {seen:?}"
+                    );
                     std::thread::sleep(Duration::from_millis(1));
                 }
             }
@@ -340,7 +451,9 @@ impl Agent {
     /// Has a deadline so far ahead confirmed; returns it.
     pub fn arm(&mut self, epoch: u64, ahead: Duration) -> MonoTime {
         let deadline = garden_agent::clock::now() + ahead;
-        self.client.arm(proto::ids::Epoch(epoch), deadline).expect("arm");
+        self.client
+            .arm(proto::ids::Epoch(epoch), deadline)
+            .expect("arm");
         self.wait_for(|event| matches!(event, GuardianEvent::Armed(a) if a.deadline == deadline));
         deadline
     }

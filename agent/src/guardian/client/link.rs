@@ -82,7 +82,17 @@ impl Link {
         let asked = crate::clock::now();
         let guardian = proc::pidfd(hello.pid);
         let shared = Arc::downgrade(shared);
-        Ok((Self { shared, events, socket, guardian, asked, unanswered: 0 }, hello))
+        Ok((
+            Self {
+                shared,
+                events,
+                socket,
+                guardian,
+                asked,
+                unanswered: 0,
+            },
+            hello,
+        ))
     }
 
     /// Serves the connection until the client is dropped or another agent takes over.
@@ -124,15 +134,21 @@ impl Link {
             let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
             let timeout = PollTimeout::try_from(HEARTBEAT / 4).unwrap_or(PollTimeout::ZERO);
             let _ = poll(&mut fds, timeout);
-            let Some(shared) = self.shared.upgrade() else { return End::Unused };
+            let Some(shared) = self.shared.upgrade() else {
+                return End::Unused;
+            };
             loop {
                 match recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
                     Ok(0) => return End::Closed,
                     Ok(n) => {
-                        let message = buffer.get(..n).and_then(|bytes| Message::decode(bytes).ok());
+                        let message = buffer
+                            .get(..n)
+                            .and_then(|bytes| Message::decode(bytes).ok());
                         // A newer guardian may say what we do not understand; its state comes with
                         // what we do.
-                        let Some((id, message)) = message else { continue };
+                        let Some((id, message)) = message else {
+                            continue;
+                        };
                         self.heard_something(&shared);
                         if message == Message::Replaced {
                             return End::Replaced;
@@ -236,7 +252,9 @@ impl Link {
     }
 
     fn guardian_died(&self) -> bool {
-        let Some(guardian) = &self.guardian else { return true };
+        let Some(guardian) = &self.guardian else {
+            return true;
+        };
         let mut fds = [PollFd::new(guardian.as_fd(), PollFlags::POLLIN)];
         let timeout = PollTimeout::try_from(DYING).unwrap_or(PollTimeout::ZERO);
         matches!(poll(&mut fds, timeout), Ok(n) if n > 0)
@@ -252,9 +270,14 @@ impl Link {
             return;
         }
         loop {
-            let Some(shared) = self.shared.upgrade() else { return };
+            let Some(shared) = self.shared.upgrade() else {
+                return;
+            };
             let data_dir = shared.data_dir.as_os_str().as_bytes();
-            let scope = fence::Scope { data_dir: Some(data_dir), ..fence::Scope::default() };
+            let scope = fence::Scope {
+                data_dir: Some(data_dir),
+                ..fence::Scope::default()
+            };
             if fence::sweep(&scope, SWEEP_LIMIT).is_some() {
                 let _ = self.events.blocking_send(GuardianEvent::Empty);
                 return;
@@ -266,7 +289,9 @@ impl Link {
     /// Connects again, for as long as somebody uses the client. Returns whether to go on.
     fn reconnect(&mut self) -> bool {
         loop {
-            let Some(shared) = self.shared.upgrade() else { return false };
+            let Some(shared) = self.shared.upgrade() else {
+                return false;
+            };
             match Self::open(&shared, self.events.clone()) {
                 Ok((link, hello)) => {
                     *self = link;
@@ -309,7 +334,10 @@ fn meet(shared: &Shared) -> Result<(OwnedFd, Hello), GuardianError> {
             Some(pid) if now.since(begin) >= BUSY_LIMIT => return Err(GuardianError::Busy { pid }),
             None if now.since(begin) >= START_LIMIT => {
                 let data_dir = shared.data_dir.clone();
-                return Err(GuardianError::Silent { data_dir, limit: START_LIMIT });
+                return Err(GuardianError::Silent {
+                    data_dir,
+                    limit: START_LIMIT,
+                });
             }
             Some(_) | None => std::thread::sleep(RETRY),
         }
@@ -326,8 +354,13 @@ fn try_connect(shared: &Shared) -> Result<Option<(OwnedFd, Hello)>, GuardianErro
             UnixAddr::new_abstract(address.as_abstract_name()?).ok()
         })
         .ok_or(GuardianError::Lost)?;
-    let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)
-        .map_err(system("create a socket"))?;
+    let fd = socket(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .map_err(system("create a socket"))?;
     match connect(fd.as_raw_fd(), &address) {
         Ok(()) => {}
         Err(nix::Error::ECONNREFUSED | nix::Error::EAGAIN | nix::Error::EINTR) => return Ok(None),
@@ -349,7 +382,10 @@ fn try_connect(shared: &Shared) -> Result<Option<(OwnedFd, Hello)>, GuardianErro
     let timeout = PollTimeout::try_from(START_LIMIT).unwrap_or(PollTimeout::ZERO);
     if !matches!(poll(&mut fds, timeout), Ok(n) if n > 0) {
         let data_dir = shared.data_dir.clone();
-        return Err(GuardianError::Silent { data_dir, limit: START_LIMIT });
+        return Err(GuardianError::Silent {
+            data_dir,
+            limit: START_LIMIT,
+        });
     }
     let mut buffer = vec![0u8; MAX_MESSAGE];
     let n = recv(fd.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT).unwrap_or(0);
@@ -364,18 +400,26 @@ fn try_connect(shared: &Shared) -> Result<Option<(OwnedFd, Hello)>, GuardianErro
 fn spawn(shared: &Shared) -> Result<(), GuardianError> {
     let program = &shared.options.program;
     let mut command = Command::new(program);
-    command.args(words(shared)).stdin(Stdio::null()).current_dir("/").env_clear();
+    command
+        .args(words(shared))
+        .stdin(Stdio::null())
+        .current_dir("/")
+        .env_clear();
     for name in ["PATH", "LANG", "TZ"] {
         command.envs(std::env::var_os(name).map(|value| (name, value)));
     }
-    let mut child = command
-        .spawn()
-        .map_err(|source| GuardianError::Spawn { program: program.clone(), source })?;
+    let mut child = command.spawn().map_err(|source| GuardianError::Spawn {
+        program: program.clone(),
+        source,
+    })?;
     // It normally outlives this process; if it does not, somebody has to take its status.
     let wait = move || drop(child.wait());
     std::thread::Builder::new()
         .name(String::from("guardian-wait"))
         .spawn(wait)
         .map(drop)
-        .map_err(|source| GuardianError::Spawn { program: program.clone(), source })
+        .map_err(|source| GuardianError::Spawn {
+            program: program.clone(),
+            source,
+        })
 }

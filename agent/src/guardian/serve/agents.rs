@@ -6,8 +6,8 @@ use crate::guardian::client::Hello;
 use crate::guardian::{GuardianError, socket_address};
 use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, getsockopt, listen,
-    recv, send, socket, sockopt::PeerCredentials,
+    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, getsockopt,
+    listen, recv, send, socket, sockopt::PeerCredentials,
 };
 use proto::fence::wire::{MAX_MESSAGE, Message, Request};
 use proto::time::MonoTime;
@@ -57,7 +57,11 @@ pub(super) struct Agents {
 
 /// Whether a descriptor is readable right now.
 pub(super) fn is_readable(fd: RawFd) -> bool {
-    let mut fds = [libc::pollfd { fd, events: libc::POLLIN, revents: 0 }];
+    let mut fds = [libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    }];
     // SAFETY: one entry, which is a valid array of that length.
     unsafe { libc::poll(fds.as_mut_ptr(), 1, 0) > 0 }
 }
@@ -73,7 +77,8 @@ impl Agents {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let listener = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)
             .map_err(system("create its socket"))?;
-        bind(listener.as_raw_fd(), &address).map_err(system("take the socket of the data directory"))?;
+        bind(listener.as_raw_fd(), &address)
+            .map_err(system("take the socket of the data directory"))?;
         let backlog = Backlog::new(8).map_err(system("listen"))?;
         listen(&listener, backlog).map_err(system("listen"))?;
         Ok(Self {
@@ -92,9 +97,21 @@ impl Agents {
 
     /// Sleeps until one of these descriptors or a connection is readable.
     pub fn poll(&self, own: &super::Fds) {
-        let mut fds = [libc::pollfd { fd: -1, events: libc::POLLIN, revents: 0 }; FDS];
-        let agents = self.current.iter().chain(&self.pending).map(|agent| agent.fd.as_raw_fd());
-        let all = own.iter().copied().chain([self.listener.as_raw_fd()]).chain(agents);
+        let mut fds = [libc::pollfd {
+            fd: -1,
+            events: libc::POLLIN,
+            revents: 0,
+        }; FDS];
+        let agents = self
+            .current
+            .iter()
+            .chain(&self.pending)
+            .map(|agent| agent.fd.as_raw_fd());
+        let all = own
+            .iter()
+            .copied()
+            .chain([self.listener.as_raw_fd()])
+            .chain(agents);
         for (slot, fd) in fds.iter_mut().zip(all) {
             slot.fd = fd;
         }
@@ -108,7 +125,9 @@ impl Agents {
         while let Ok(raw) = accept4(self.listener.as_raw_fd(), flags) {
             // SAFETY: a descriptor that the kernel has just made for us.
             let fd = unsafe { OwnedFd::from_raw_fd(raw) };
-            let Ok(peer) = getsockopt(&fd, PeerCredentials) else { continue };
+            let Ok(peer) = getsockopt(&fd, PeerCredentials) else {
+                continue;
+            };
             if peer.uid() != 0 && peer.uid() != nix::unistd::geteuid().as_raw() {
                 continue;
             }
@@ -116,7 +135,11 @@ impl Agents {
             if self.pending.len() == PENDING_MAX {
                 self.pending.remove(0);
             }
-            self.pending.push(Agent { fd, pid: peer.pid(), heard: now });
+            self.pending.push(Agent {
+                fd,
+                pid: peer.pid(),
+                heard: now,
+            });
         }
     }
 
@@ -152,7 +175,12 @@ impl Agents {
     pub fn admit(&mut self, mut agent: Agent, id: u32, greeting: Hello, now: MonoTime) -> bool {
         if let Some(old) = self.current.take() {
             if now.since(old.heard) < SILENT {
-                write(&agent.fd, &mut self.out, id, &Message::Busy { pid: old.pid });
+                write(
+                    &agent.fd,
+                    &mut self.out,
+                    id,
+                    &Message::Busy { pid: old.pid },
+                );
                 self.current = Some(old);
                 return false;
             }

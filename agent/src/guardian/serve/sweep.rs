@@ -31,13 +31,23 @@ pub(super) struct Sweep {
 
 impl Sweep {
     pub fn new(cause: Cause, since: MonoTime, grace: Duration) -> Self {
-        Self { cause, since, spare_until: since + grace, found: 0, killed: false, is_over: false }
+        Self {
+            cause,
+            since,
+            spare_until: since + grace,
+            found: 0,
+            killed: false,
+            is_over: false,
+        }
     }
 
     /// One pass. Returns how many are being ended, the first time that any are.
     pub fn pass(&mut self, sweeper: &mut Sweeper, scope: &Scope<'_>, now: MonoTime) -> Option<u32> {
-        let Pass { alive, blind } =
-            if now < self.spare_until { sweeper.count(scope) } else { sweeper.kill(scope) };
+        let Pass { alive, blind } = if now < self.spare_until {
+            sweeper.count(scope)
+        } else {
+            sweeper.kill(scope)
+        };
         self.is_over = alive == 0 && !blind;
         if self.killed || alive == 0 || now < self.spare_until {
             return None;
