@@ -45,6 +45,24 @@ impl Drop for Dir {
     }
 }
 
+/// Killed when this is dropped, so that a failed test leaves nothing behind.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let pid = i32::try_from(self.0.id()).unwrap_or(i32::MAX);
+        let mut list = Vec::new();
+        if self.0.try_wait().is_ok_and(|status| status.is_some()) || proc::all(&mut list).is_err() {
+            return;
+        }
+        let _ = self.0.kill();
+        for agent in list.iter().filter(|p| p.parent == pid) {
+            agent.signal(rustix::process::Signal::KILL);
+        }
+        let _ = self.0.wait();
+    }
+}
+
 fn supervise(words: &[&str]) -> Child {
     Command::new(env!("CARGO_BIN_EXE_garden-agent"))
         .args(["guardian", "--supervise"])
@@ -75,8 +93,8 @@ fn child_of(parent: i32, other: i32) -> i32 {
 fn a_killed_agent_is_started_again_and_a_stopped_one_ends_everything() {
     let dir = Dir::new();
     let config = dir.0.join("a.yml");
-    let mut supervisor = supervise(&[config.to_str().expect("text")]);
-    let pid = i32::try_from(supervisor.id()).expect("pid");
+    let mut supervisor = Ended(supervise(&[config.to_str().expect("text")]));
+    let pid = i32::try_from(supervisor.0.id()).expect("pid");
     let first = child_of(pid, 0);
     let begin = Instant::now();
     kill(Pid::from_raw(first), Signal::SIGKILL).expect("kill");
@@ -88,7 +106,7 @@ fn a_killed_agent_is_started_again_and_a_stopped_one_ends_everything() {
     let begin = Instant::now();
     let status = loop {
         let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
-        if let Some(status) = supervisor.try_wait().expect("wait") {
+        if let Some(status) = supervisor.0.try_wait().expect("wait") {
             break status;
         }
         assert!(begin.elapsed() < LIMIT, "it does not end");

@@ -3,13 +3,15 @@
 //!
 //! A process of its own and not the guardian: the kernel lets no first process kill itself by timer,
 //! which is the guardian's last resort. Outside a container systemd does this work better.
+#![expect(unsafe_code, reason = "a hook between fork and exec")]
 
 use super::note::note;
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, pthread_sigmask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 
@@ -87,7 +89,14 @@ pub fn run(words: &[OsString]) -> u8 {
 }
 
 fn start(words: &[OsString]) -> std::io::Result<Pid> {
-    let child = Command::new(super::this_program()).args(words).spawn()?;
+    let mut command = Command::new(super::this_program());
+    command.args(words);
+    let unblock = || {
+        let none = SigSet::empty();
+        pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&none), None).map_err(std::io::Error::from)
+    };
+    // SAFETY: the hook only sets the signal mask, which is allowed between fork and exec.
+    let child = unsafe { command.pre_exec(unblock) }.spawn()?;
     // Never waited for through the handle: every status is taken below.
     Ok(Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX)))
 }
