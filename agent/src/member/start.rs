@@ -102,8 +102,6 @@ pub async fn run(
     adopt_postmaster(&guardian, &config).await?;
     let mut member = assemble(Parts { loader, local, telemetry, etcd, guardian, peers, first });
     member.member.inherited = inherited(&hello);
-    // Known before the first view: a record of this session is ours to go on with.
-    member.member.observation.guardian.session = hello.session;
     member.member.etcd_event(EtcdEvent::Snapshot(snapshot));
     let state = RestState {
         published: member.member.published.subscribe(),

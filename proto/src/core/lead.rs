@@ -14,7 +14,7 @@ use super::txns;
 use super::{follow, quorum};
 use crate::config::SyncMode;
 use crate::dcs::{Compare, Key, Op, PgRole, SyncRecord, Txn};
-use crate::ids::MemberName;
+use crate::ids::{Epoch, MemberName};
 use crate::time::MonoTime;
 use crate::wal::Lsn;
 use std::collections::BTreeMap;
@@ -27,12 +27,19 @@ pub(super) const ASK_LIMIT: Duration = Duration::from_millis(300);
 /// Answers older than this are asked for anew.
 pub(super) const ANSWERS_FRESH: Duration = Duration::from_millis(1500);
 
+/// The guardian confirms within a millisecond or not at all.
+const ARM_AGAIN: Duration = Duration::from_millis(20);
+
 /// Our name stands in `/leader`, from an earlier life or on a lease that is gone.
 pub(super) fn inherit(cx: &mut Cx) -> Reason {
     if leave::native(cx) {
-        // An earlier life led in an epoch that we cannot renew. A server that is still writable goes
-        // down first; then the epoch is over and the next one may be claimed.
-        if cx.is_primary() && !cx.paused() {
+        // An earlier life led in an epoch that we cannot renew. A server that is writable, or may
+        // become so, goes down first; then the epoch is over and the next one may be claimed. The
+        // deadline stays armed meanwhile.
+        let may_write = cx.alive()
+            && !cx.o.postgres.signal_file
+            && cx.sample().is_none_or(|s| !s.in_recovery);
+        if may_write && !cx.paused() {
             return super::decide::stop_for(
                 cx,
                 StopReason::LostLock,
@@ -40,7 +47,9 @@ pub(super) fn inherit(cx: &mut Cx) -> Reason {
                 Reason::LeaseSpent,
             );
         }
-        cx.push(Action::Disarm);
+        if cx.paused() && cx.o.guardian.armed.is_some() {
+            cx.push(Action::Disarm);
+        }
         return Reason::Inherit;
     }
     if cx.o.dcs.session.is_some() && cx.o.dcs.confirmed {
@@ -56,13 +65,21 @@ pub(super) fn armed(cx: &mut Cx, tenure: &Tenure) -> bool {
             .armed
             .is_some_and(|armed| armed.epoch == tenure.epoch && armed.deadline > cx.o.now);
     if !confirmed {
-        cx.push(Action::Arm {
-            epoch: tenure.epoch,
-            deadline: tenure.deadline,
-        });
-        cx.wake_in(Duration::from_millis(20));
+        order_arm(cx, tenure.epoch, tenure.deadline);
     }
     confirmed
+}
+
+/// Tells the guardian a deadline. A refusal wakes us as an answer does, so the same is not asked again
+/// at once.
+fn order_arm(cx: &mut Cx, epoch: Epoch, deadline: MonoTime) {
+    let again = cx.m.arm_ordered.map(|at| at + ARM_AGAIN);
+    if let Some(again) = again.filter(|again| cx.o.now < *again) {
+        return cx.wake(again);
+    }
+    cx.m.arm_ordered = Some(cx.o.now);
+    cx.push(Action::Arm { epoch, deadline });
+    cx.wake_in(ARM_AGAIN);
 }
 
 pub(super) fn decide(cx: &mut Cx, tenure: Tenure) -> Reason {
@@ -86,10 +103,7 @@ pub(super) fn decide(cx: &mut Cx, tenure: Tenure) -> Reason {
             .armed
             .is_none_or(|armed| armed.deadline < until)
         {
-            cx.push(Action::Arm {
-                epoch: tenure.epoch,
-                deadline: until,
-            });
+            order_arm(cx, tenure.epoch, until);
         }
     }
     let Some(sample) = cx.sample() else {

@@ -91,6 +91,8 @@ pub struct Memory {
     pub callback_called: bool,
     /// Reason of the last decision that was logged, to tell changes from repeats.
     pub last_rule: String,
+    /// When the guardian was last told a deadline by a decision.
+    pub arm_ordered: Option<MonoTime>,
     /// Quorum-fenced failover.
     pub suspicion: super::vote::Suspicion,
 }

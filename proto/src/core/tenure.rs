@@ -133,7 +133,12 @@ pub fn lock(o: &Observation, m: &Memory, s: &Settings) -> Lock {
             if !o.dcs.confirmed {
                 return Lock::Unknown(Unknown::NotConfirmed);
             }
-            Lock::Inherited
+            // A record that has run out is one of an earlier tenure, ours or not.
+            if is_native(view) {
+                foreign_record(o, view, s)
+            } else {
+                Lock::Inherited
+            }
         }
         None if !o.dcs.confirmed => Lock::Unknown(Unknown::NotConfirmed),
         None if is_native(view) => foreign_record(o, view, s),

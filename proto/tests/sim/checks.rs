@@ -1,0 +1,427 @@
+//! What must hold at every moment (`safety.md` 5).
+
+use super::clock::{MS, SEC, T, nanos};
+use super::network::{CLIENT, Plane};
+use super::story::Tag;
+use super::world::World;
+use proto::core::decision::LeaseGoal;
+use proto::core::observation::{DataDir, Sql};
+use proto::dcs::txn::{Compare, Op, Txn};
+use proto::dcs::{Entry, Key, LeaseRecord, RecordState, SyncRecord};
+use proto::ids::{MemberName, Revision};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+#[derive(Clone, Debug, Default)]
+pub struct Checks {
+    /// Who became able to write last.
+    latest: Option<usize>,
+    /// Epochs that were won by promises: the primary before may still run, cut off (`DESIGN.md` 3).
+    fenced: BTreeSet<u64>,
+    highest_epoch: u64,
+    /// `/leader` was written by hand or lost to a fault that a compatible lease cannot survive.
+    pub lease_broken: bool,
+    /// Until when a pause and its end excuse what the leases would forbid.
+    pub paused_until: T,
+    /// Servers that somebody promoted by hand.
+    pub by_hand: BTreeMap<usize, T>,
+    /// Systems that were put into `/initialize`.
+    systems: BTreeSet<String>,
+    pub clean_claims: u64,
+    pub acks: u64,
+    pub strict_acks: u64,
+    pub epochs: u64,
+}
+
+/// After a pause ends or a hand has promoted something, this long may pass until it is in order.
+const GRACE: T = 15 * SEC;
+
+impl World {
+    fn paused(&self) -> bool {
+        self.config.pause || self.now < self.checks.paused_until
+    }
+
+    pub fn pause_ended(&mut self) {
+        self.checks.paused_until = self.now + GRACE;
+    }
+
+    fn excused(&self, n: usize) -> bool {
+        self.checks
+            .by_hand
+            .get(&n)
+            .is_some_and(|at| self.now < at + GRACE)
+    }
+
+    // --- who writes -------------------------------------------------------------------------------
+
+    pub fn became_writable(&mut self, n: usize, how: &str) {
+        self.nodes[n].pg.writable_since = Some(self.now);
+        if self.excused(n) {
+            return;
+        }
+        self.story.reach("writable");
+        let others: Vec<usize> = (0..self.nodes.len())
+            .filter(|m| *m != n && self.nodes[*m].pg.writable() && !self.excused(*m))
+            .collect();
+        let same_system =
+            |m: &usize| self.nodes[*m].disk.system == self.nodes[n].disk.system;
+        if let Some(other) = others.iter().find(|m| same_system(m)).copied() {
+            let fenced = self.record().is_some_and(|r| {
+                r.owner == self.names[n] && self.checks.fenced.contains(&r.epoch.0)
+            });
+            if fenced {
+                self.story.reach("old-primary-cut-off");
+            } else if !self.paused() && !self.checks.lease_broken {
+                let names = (&self.names[n], &self.names[other]);
+                self.fail(format!(
+                    "S2x: {} {how} while {} is still writable",
+                    names.0, names.1
+                ));
+            }
+        }
+        self.checks.latest = Some(n);
+        self.holds_everything(n);
+    }
+
+    pub fn no_longer_writable(&mut self, n: usize) {
+        self.nodes[n].pg.writable_since = None;
+    }
+
+    /// S3: whoever becomes the primary has all that was acknowledged strictly.
+    fn holds_everything(&mut self, n: usize) {
+        let disk = &self.nodes[n].disk;
+        let lost = self
+            .commits
+            .iter()
+            .position(|c| c.strict && !self.holds(disk.branch, disk.flush, (c.branch, c.lsn)));
+        if let Some(lost) = lost {
+            let commit = &self.commits[lost];
+            let what = format!(
+                "S3: {} became the primary without commit {lost} at {} of branch {} (timeline {}), which {} had acknowledged",
+                self.names[n],
+                commit.lsn,
+                commit.branch,
+                self.branches[commit.branch].tli,
+                self.names[commit.node],
+            );
+            self.fail(what);
+        }
+    }
+
+    /// S2: whatever writes does so before its deadline and F have passed.
+    pub fn commit_is_guarded(&mut self, n: usize) {
+        if self.paused() || self.excused(n) {
+            return;
+        }
+        let now = self.local(n);
+        let bound = Duration::from_millis(self.config.native.fence_ms);
+        let armed = self.nodes[n].guard.as_ref().and_then(|g| g.clock.armed());
+        let killing = self.nodes[n].guard.as_ref().is_some_and(|g| g.killing);
+        match armed {
+            Some(armed) if now > armed.deadline + bound => {
+                self.fail(format!("S2: {} writes after its deadline", self.names[n]));
+            }
+            None if !killing && !self.may_be_unarmed(n) => {
+                self.fail(format!("S2: {} writes without a deadline", self.names[n]));
+            }
+            _ => {}
+        }
+    }
+
+    /// A server of a cluster that is being made is nobody's second primary; orphans are being ended.
+    fn may_be_unarmed(&self, n: usize) -> bool {
+        let node = &self.nodes[n];
+        let agent = node.agent.as_ref();
+        let fresh = agent.is_none_or(|a| a.m.bootstrapped || a.m.bootstrapping || a.job.is_some());
+        let new = self.store.get("initialize").is_none_or(|e| e.value.is_empty());
+        let young = node.pg.writable_since.is_none_or(|at| self.now < at + 3 * SEC);
+        let orphans = node.pg.run == super::postgres::Run::Orphans;
+        let no_guard = node.guard.as_ref().is_none_or(|g| !g.alive);
+        (new && fresh) || (young && self.promotions == 0) || orphans || no_guard
+    }
+
+    // --- who was told what ------------------------------------------------------------------------
+
+    fn sync_key(&self) -> SyncRecord {
+        self.store
+            .get("sync")
+            .and_then(|e| SyncRecord::parse(&e.value, Revision(1)).ok())
+            .unwrap_or_default()
+    }
+
+    /// PostgreSQL lets a commit return.
+    pub fn acknowledge(&mut self, n: usize, commit: usize) {
+        if !self.net.ok(Plane::Client, n, CLIENT) {
+            return;
+        }
+        self.commits[commit].acked = true;
+        self.checks.acks += 1;
+        // Synchronous mode is in force where the primary and etcd say so.
+        let strict = self.config.is_synchronous() && self.sync_key().is_active();
+        if !strict || self.excused(n) {
+            return;
+        }
+        self.commits[commit].strict = true;
+        self.checks.strict_acks += 1;
+        let place = (self.commits[commit].branch, self.commits[commit].lsn);
+        let Some(latest) = self.checks.latest.filter(|l| *l != n) else {
+            return;
+        };
+        let newer = self.nodes[latest].pg.writable_since
+            > self.nodes[n].pg.writable_since;
+        if newer && self.nodes[latest].pg.writable() && !self.node_holds(latest, place) {
+            self.fail(format!(
+                "S3: {} acknowledged commit {commit}, which {} lacks, the primary since {:.3}",
+                self.names[n],
+                self.names[latest],
+                self.nodes[latest].pg.writable_since.unwrap_or(0) as f64 / SEC as f64
+            ));
+        }
+    }
+
+    /// Readers that go through HAProxy see what crash recovery made visible (S9): where only what is
+    /// safe may be read, it is as good as acknowledged.
+    pub fn read_recovered(&mut self, n: usize) {
+        let Some(upto) = self.nodes[n].pg.recovered else {
+            return;
+        };
+        let node = &self.nodes[n];
+        let strict = self.config.is_synchronous() && self.sync_key().is_active();
+        if !node.pg.writable() || node.frozen > 0 || !strict || !self.announced(n) {
+            return;
+        }
+        let branch = node.disk.branch;
+        let seen: Vec<usize> = (0..self.commits.len())
+            .filter(|i| {
+                let c = &self.commits[*i];
+                !c.strict && c.lsn <= upto && self.holds(branch, upto, (c.branch, c.lsn))
+            })
+            .collect();
+        for i in seen {
+            self.commits[i].strict = true;
+        }
+        self.nodes[n].pg.recovered = None;
+        self.story.reach("read-after-crash");
+    }
+
+    // --- etcd -------------------------------------------------------------------------------------
+
+    pub fn record(&self) -> Option<LeaseRecord> {
+        serde_json::from_str(&self.store.get("record")?.value).ok()
+    }
+
+    /// Every commit to etcd.
+    pub fn committed(&mut self, by: Option<usize>, txn: &Txn, before: Option<&Entry>) {
+        let before: Option<LeaseRecord> = before.and_then(|e| serde_json::from_str(&e.value).ok());
+        for op in &txn.then {
+            match op {
+                Op::Put {
+                    key: Key::Record,
+                    value,
+                    ..
+                } => {
+                    if let Ok(record) = serde_json::from_str::<LeaseRecord>(value) {
+                        self.record_committed(by, txn, before.as_ref(), &record);
+                    }
+                }
+                Op::Put {
+                    key: Key::Initialize,
+                    value,
+                    ..
+                } if !value.is_empty() => {
+                    self.checks.systems.insert(value.clone());
+                    if self.checks.systems.len() > 1 {
+                        let systems = self.checks.systems.clone();
+                        self.fail(format!("S22: two clusters were made: {systems:?}"));
+                    }
+                }
+                Op::Delete(Key::Leader) => self.released(by, "deleted /leader"),
+                Op::Put { .. } | Op::Delete(_) => {}
+            }
+        }
+    }
+
+    fn record_committed(
+        &mut self,
+        by: Option<usize>,
+        txn: &Txn,
+        before: Option<&LeaseRecord>,
+        now: &LeaseRecord,
+    ) {
+        if now.epoch.0 < self.checks.highest_epoch {
+            let high = self.checks.highest_epoch;
+            self.fail(format!("S4: epoch {} after {high}", now.epoch));
+        }
+        let other = before.is_some_and(|b| {
+            b.owner != now.owner || (b.session != now.session && now.state == RecordState::Held)
+        });
+        if other && before.is_some_and(|b| b.epoch >= now.epoch) {
+            self.fail(format!("S4: {} took epoch {} over", now.owner, now.epoch));
+        }
+        if now.epoch.0 > self.checks.highest_epoch {
+            self.checks.highest_epoch = now.epoch.0;
+            self.checks.epochs += 1;
+            let fenced = txn
+                .when
+                .iter()
+                .any(|c| matches!(c, Compare::Unchanged(Key::Fence(_), _)));
+            let fenced = fenced
+                || (self.mutation == Some(super::run::Mutation::FenceNotCompared)
+                    && self.store.snap.entries.keys().any(|k| k.starts_with("fence/")));
+            if fenced {
+                self.checks.fenced.insert(now.epoch.0);
+                self.story.reach("fenced-claim-won");
+            }
+            let (epoch, owner) = (now.epoch, now.owner.clone());
+            self.note(Tag::Etcd, || {
+                format!("epoch {epoch} goes to {owner}{}", if fenced { ", by promises" } else { "" })
+            });
+        }
+        if now.state == RecordState::Released {
+            self.released(by, "released its record");
+        }
+    }
+
+    /// S10: released means dead.
+    fn released(&mut self, by: Option<usize>, what: &str) {
+        let Some(n) = by else { return };
+        if self.nodes[n].pg.writable() && !self.paused() && !self.excused(n) {
+            self.fail(format!("S10: {} {what} while it can write", self.names[n]));
+        }
+    }
+
+    // --- data -------------------------------------------------------------------------------------
+
+    /// S7: never the last good copy.
+    pub fn about_to_wipe(&mut self, n: usize, source: usize) {
+        self.story.reach("wipe");
+        let lost = self.commits.iter().position(|c| {
+            let place = (c.branch, c.lsn);
+            c.strict
+                && self.node_holds(n, place)
+                && !(0..self.nodes.len()).any(|m| m != n && self.node_holds(m, place))
+        });
+        let good = self.nodes[source].disk.dir == DataDir::Initialised;
+        if lost.is_some() || !good {
+            self.fail(format!(
+                "S7: {} throws away the last copy of commit {lost:?}",
+                self.names[n]
+            ));
+        }
+    }
+
+    // --- the end ----------------------------------------------------------------------------------
+
+    /// What is still missing for a healthy cluster; `None` when nothing is.
+    pub fn unsettled(&self) -> Option<String> {
+        let leader = match self.leader() {
+            Ok(leader) => leader,
+            Err(why) => return Some(why),
+        };
+        let name = &self.names[leader];
+        for n in 0..self.nodes.len() {
+            let me = &self.names[n];
+            let Some(agent) = &self.nodes[n].agent else {
+                return Some(format!("{me} has no agent"));
+            };
+            if agent.job.is_some() {
+                return Some(format!("{me} is at work: {:?}", agent.o.job));
+            }
+            if self.nodes[n].disk.promised.is_some() {
+                return Some(format!("{me} keeps its promise"));
+            }
+            if n != leader {
+                let streams = self.conns.values().any(|c| {
+                    c.standby == n && c.standby_open && c.primary_open && c.acked > 0
+                        && (c.primary == leader || self.nodes[n].replay_lag > 0)
+                });
+                if !streams {
+                    return Some(format!("{me} does not stream from {name} ({})", agent.m.last_rule));
+                }
+            }
+        }
+        if self.store.snap.entries.keys().any(|k| k.starts_with("fence/")) {
+            return Some("a promise stands in etcd".into());
+        }
+        self.unsettled_keys(name)
+    }
+
+    fn unsettled_keys(&self, name: &MemberName) -> Option<String> {
+        let sync = self.sync_key();
+        let n = self.nodes.len();
+        if self.config.is_synchronous() && n > 1 {
+            let count = usize::try_from(self.config.synchronous_node_count).unwrap_or(1);
+            if sync.leader.as_ref() != Some(name) || sync.standbys.len() < count.min(n - 1) {
+                return Some(format!("/sync is not as it should be: {sync:?}"));
+            }
+        } else if sync.is_active() && !self.config.is_synchronous() {
+            return Some("/sync is left over".into());
+        }
+        let native = self.record().is_some_and(|r| r.state == RecordState::Held);
+        if native != self.config.native.record_lease {
+            return Some(format!("the record lease should be {}", self.config.native.record_lease));
+        }
+        let request = self.store.get("failover").map(|e| e.value.as_str());
+        if request.is_some_and(|value| value != "{}" && !value.is_empty()) {
+            return Some(format!("a request is left: {request:?}"));
+        }
+        None
+    }
+
+    /// The one primary that is announced.
+    pub fn leader(&self) -> Result<usize, String> {
+        let writable: Vec<usize> = (0..self.nodes.len())
+            .filter(|n| self.nodes[*n].pg.writable())
+            .collect();
+        let [leader] = writable[..] else {
+            let rules: Vec<String> = self
+                .nodes
+                .iter()
+                .enumerate()
+                .map(|(n, node)| {
+                    let rule = node.agent.as_ref().map_or("down", |a| a.m.last_rule.as_str());
+                    format!("n{n} {rule} {:?}", node.pg.run)
+                })
+                .collect();
+            return Err(format!("writable: {writable:?}; {}", rules.join(", ")));
+        };
+        if !self.announced(leader) {
+            let agent = self.nodes[leader].agent.as_ref();
+            let why = agent.and_then(|a| a.standing.clone()).map(|s| (s.role, s.leader_until, s.hold_back));
+            let rule = agent.map_or("down", |a| a.m.last_rule.as_str());
+            return Err(format!("n{leader} writes but is not announced: {rule} {why:?}"));
+        }
+        let key = self.store.get("leader").map(|e| e.value.as_str());
+        if key != Some(self.names[leader].as_str()) {
+            return Err(format!("/leader is {key:?} and not n{leader}"));
+        }
+        let holds = self.nodes[leader]
+            .agent
+            .as_ref()
+            .is_some_and(|a| !matches!(a.keeper.goal, LeaseGoal::Session { .. }));
+        if !holds {
+            return Err(format!("n{leader} does not renew"));
+        }
+        if self.nodes[leader].pg.waiters.len() > 20 {
+            return Err(format!("commits hang on n{leader}"));
+        }
+        Ok(leader)
+    }
+
+    pub fn answers(&self, n: usize) -> bool {
+        self.nodes[n]
+            .agent
+            .as_ref()
+            .is_some_and(|a| matches!(a.o.postgres.sql, Sql::Sample(_)))
+    }
+
+    /// How long a failover may take in all: `L1`.
+    pub fn patience(&self) -> T {
+        let wait = if self.config.native.record_lease {
+            self.config.native.wait_ms * MS
+        } else {
+            nanos(self.config.timing.ttl())
+        };
+        2 * wait + 10 * SEC
+    }
+}

@@ -1,0 +1,136 @@
+//! The guardian and the kernel behind it: the real [`FenceClock`], and a kill that takes up to F. Nothing
+//! that is frozen delays it, since the kernel's own timer stands behind it.
+
+use super::clock::{MS, T};
+use super::story::Tag;
+use super::world::{Ev, World};
+use proto::core::observation::HeldRecord;
+use proto::fence::{Basis, FenceClock, Moment, Verdict};
+use proto::ids::Epoch;
+use proto::time::MonoTime;
+
+#[derive(Clone, Debug)]
+pub struct Guard {
+    pub id: u32,
+    pub alive: bool,
+    pub clock: FenceClock,
+    /// What a restarted agent finds.
+    pub kept: Option<HeldRecord>,
+    pub killing: bool,
+}
+
+impl Guard {
+    pub fn session(&self) -> String {
+        format!("g{}", self.id)
+    }
+}
+
+impl World {
+    fn moment(&self, n: usize) -> Moment {
+        let boot = self.local(n);
+        Moment { boot, raw: boot }
+    }
+
+    /// A guardian for a node that has none.
+    pub fn spawn_guard(&mut self, n: usize) {
+        self.guards += 1;
+        let id = self.guards;
+        self.nodes[n].guard = Some(Guard {
+            id,
+            alive: true,
+            clock: FenceClock::default(),
+            kept: None,
+            killing: false,
+        });
+    }
+
+    pub fn arm(&mut self, n: usize, epoch: Epoch, deadline: MonoTime) {
+        let now = self.moment(n);
+        let t = self.nodes[n].clock.truth(deadline);
+        let Some(guard) = self.nodes[n].guard.as_mut() else {
+            return;
+        };
+        match guard.clock.arm(now, epoch, deadline) {
+            Ok(_) => {
+                let id = guard.id;
+                self.push(t, Ev::Deadline { n, guard: id });
+            }
+            Err(why) => self.tell(n, Tag::Guard, || format!("not armed: {why}")),
+        }
+        // Its answer wakes the loop, a refusal too.
+        let inc = self.inc(n);
+        self.after(MS / 2, Ev::Nudge { n, inc });
+    }
+
+    pub fn disarm(&mut self, n: usize, epoch: Epoch, basis: Basis) {
+        let alive = self.nodes[n].pg.lives();
+        let Some(guard) = self.nodes[n].guard.as_mut() else {
+            return;
+        };
+        if let Err(why) = guard.clock.disarm(epoch, basis, alive) {
+            self.tell(n, Tag::Guard, || format!("not disarmed: {why}"));
+        }
+    }
+
+    pub fn fence(&mut self, n: usize) {
+        if let Some(guard) = self.nodes[n].guard.as_mut() {
+            guard.clock.fence();
+        }
+        self.begin_kill(n);
+    }
+
+    pub fn deadline(&mut self, n: usize, id: u32) {
+        let now = self.moment(n);
+        let Some(guard) = self.nodes[n].guard.as_mut().filter(|g| g.id == id) else {
+            return;
+        };
+        if guard.clock.poll(now) == Verdict::Fence {
+            self.tell(n, Tag::Guard, || {
+                "the deadline has passed, fencing".to_owned()
+            });
+            self.begin_kill(n);
+        }
+    }
+
+    fn begin_kill(&mut self, n: usize) {
+        let took = self.rng.u64(MS..self.fence_ms() * MS * 2 / 5);
+        let absent = self.mutation == Some(super::run::Mutation::GuardianAbsent);
+        let Some(guard) = self.nodes[n].guard.as_mut() else {
+            return;
+        };
+        if guard.killing || absent {
+            return;
+        }
+        guard.killing = true;
+        let id = guard.id;
+        self.after(took, Ev::Fenced { n, guard: id });
+    }
+
+    pub fn fenced(&mut self, n: usize, id: u32) {
+        if self.nodes[n].guard.as_ref().is_none_or(|g| g.id != id) {
+            return;
+        }
+        self.kill_postgres(n, 0);
+        if let Some(guard) = self.nodes[n].guard.as_mut() {
+            guard.killing = false;
+            guard.clock.emptied();
+        }
+        self.probe_now(n);
+    }
+
+    /// The guardian itself is killed: its witness ends PostgreSQL, the agent starts another one.
+    pub fn guard_killed(&mut self, n: usize) {
+        let Some(guard) = self.nodes[n].guard.as_mut() else {
+            return;
+        };
+        guard.alive = false;
+        let again = self.rng.u64(100..400) * MS;
+        self.kill_postgres(n, 20 * MS);
+        self.after(again, Ev::GuardAgain { n });
+        self.probe_now(n);
+    }
+
+    pub fn fence_ms(&self) -> T {
+        self.config.native.fence_ms
+    }
+}

@@ -1,0 +1,300 @@
+//! One seed, one run: a cluster that is already healthy, faults, then peace, in which it must become
+//! healthy again.
+
+use super::clock::{MS, SEC, T};
+use super::faults::{Fault, Kind};
+use super::story::Story;
+use super::world::World;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+
+/// A mistake that is put back in on purpose (`safety.md` 8, layer 6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutation {
+    DeadlineFromReply,
+    WaitHalved,
+    GuardianAbsent,
+    ReleaseBeforeEmpty,
+    PromiseForgotten,
+    StreamNotCut,
+    WithdrawDiskFirst,
+    ClaimWithoutCompare,
+    FenceNotCompared,
+    SyncWithoutCompare,
+    QuorumOneShort,
+    LsnOrderOnly,
+    NamesUnproved,
+    StaleViewTrusted,
+    HoldBackIgnored,
+    TimelineNumberOnly,
+}
+
+/// What kind of cluster a seed gets.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Shape {
+    pub nodes: usize,
+    pub sync: &'static str,
+    pub strict: bool,
+    pub count: u32,
+    pub native: bool,
+    pub quorum_failover: bool,
+    pub profile: &'static str,
+    pub failsafe: bool,
+    pub start_timeout: u32,
+    pub rewind: bool,
+}
+
+impl Shape {
+    pub fn random(rng: &mut fastrand::Rng) -> Self {
+        let nodes = [3, 3, 3, 3, 3, 3, 2, 2, 5, 1][rng.usize(0..10)];
+        let sync = match nodes {
+            1 => "off",
+            _ => ["off", "on", "quorum", "quorum"][rng.usize(0..4)],
+        };
+        Self {
+            nodes,
+            sync,
+            strict: sync != "off" && rng.u32(0..3) == 0,
+            count: 1 + u32::from(nodes > 2 && rng.u32(0..4) == 0),
+            native: rng.u32(0..5) > 0,
+            quorum_failover: rng.u32(0..4) > 0,
+            profile: ["tuned", "tuned", "fast", "safe"][rng.usize(0..4)],
+            failsafe: rng.u32(0..8) == 0,
+            start_timeout: [300, 300, 0][rng.usize(0..3)],
+            rewind: rng.u32(0..6) > 0,
+        }
+    }
+
+    pub fn document(&self) -> Map<String, Value> {
+        let mode = match self.sync {
+            "on" => json!(true),
+            "quorum" => json!("quorum"),
+            _ => json!(false),
+        };
+        let doc = json!({
+            "ttl": 20,
+            "loop_wait": 5,
+            "retry_timeout": 5,
+            "synchronous_mode": mode,
+            "synchronous_mode_strict": self.strict,
+            "synchronous_node_count": self.count,
+            "primary_start_timeout": self.start_timeout,
+            "failsafe_mode": self.failsafe,
+            "postgresql": {"use_slots": false},
+            "garden": {
+                "profile": self.profile,
+                "record_lease": self.native,
+                "quorum_failover": self.quorum_failover,
+            },
+        });
+        doc.as_object().cloned().unwrap_or_default()
+    }
+}
+
+/// A run as it is asked for.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    pub shape: Shape,
+    pub faults: Vec<Fault>,
+    pub mutation: Option<Mutation>,
+}
+
+/// A run as it ended.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub failed: Option<String>,
+    pub story: Story,
+    pub promotions: u32,
+    pub events: u64,
+    pub acks: u64,
+    pub strict_acks: u64,
+    pub time: T,
+}
+
+impl Plan {
+    /// Swarm: each seed mixes a few kinds of faults, so that rare pairs meet.
+    pub fn of_seed(seed: u64) -> Self {
+        let mut rng = fastrand::Rng::with_seed(seed ^ 0x5eed);
+        let shape = Shape::random(&mut rng);
+        let mut kinds: Vec<Kind> = Kind::ALL.to_vec();
+        rng.shuffle(&mut kinds);
+        kinds.retain(|kind| fits(*kind, &shape));
+        kinds.truncate(rng.usize(1..6));
+        let count = [0, 1, 1, 1, 2, 2, 3, 4, 6][rng.usize(0..9)];
+        let window = if count <= 1 { SEC } else { rng.u64(2..14) * SEC };
+        let faults = (0..count)
+            .map(|_| {
+                let kind = kinds[rng.usize(0..kinds.len())];
+                Fault::random(&mut rng, kind, shape.nodes, window)
+            })
+            .collect();
+        Self {
+            seed,
+            shape,
+            faults,
+            mutation: None,
+        }
+    }
+}
+
+/// Faults that break what this kind of cluster does not promise are left out.
+fn fits(kind: Kind, shape: &Shape) -> bool {
+    match kind {
+        // A compatible lease cannot outlive what etcd does to it.
+        Kind::LeaseRevoked | Kind::LeaderDeleted => shape.native,
+        Kind::RecordDeleted => shape.native,
+        Kind::Switchover | Kind::SwitchoverTo | Kind::Failover => shape.nodes > 1,
+        Kind::CutAgents | Kind::CutPg | Kind::FlapPg | Kind::SlowPg => shape.nodes > 1,
+        Kind::NodeCount => shape.nodes > 2 && shape.sync != "off",
+        _ => true,
+    }
+}
+
+/// Healthy clusters, one of each shape, made once.
+#[derive(Default)]
+pub struct Nursery {
+    healthy: BTreeMap<Shape, World>,
+}
+
+impl Nursery {
+    pub fn cluster(&mut self, shape: &Shape) -> Result<World, String> {
+        if let Some(world) = self.healthy.get(shape) {
+            return Ok(world.clone());
+        }
+        let world = grow(shape, 1, false).map_err(|w| w.failed.unwrap_or_default())?;
+        self.healthy.insert(shape.clone(), world.clone());
+        Ok(world)
+    }
+}
+
+/// A cluster from nothing to health.
+pub fn grow(shape: &Shape, seed: u64, told: bool) -> Result<World, Box<World>> {
+    let mut world = World::new(seed, shape.nodes, shape.document());
+    world.story.told = told;
+    world.use_rewind = shape.rewind;
+    let end = 90 * SEC;
+    while world.failed.is_none() {
+        world.run_for(SEC);
+        match world.unsettled() {
+            None => {
+                world.run_for(3 * SEC);
+                if world.failed.is_none() && world.unsettled().is_none() {
+                    return Ok(world);
+                }
+            }
+            Some(why) if world.now >= end => world.fail(format!("L0: not healthy: {why}")),
+            Some(_) => {}
+        }
+    }
+    Err(Box::new(world))
+}
+
+/// Runs a plan.
+pub fn run(plan: &Plan, nursery: &mut Nursery, told: bool) -> Outcome {
+    let mut world = match nursery.cluster(&plan.shape) {
+        Ok(world) => world,
+        Err(why) => {
+            let failed = format!("{:?} does not come up: {why}", plan.shape);
+            let world = grow(&plan.shape, 1, told).unwrap_or_else(|w| *w);
+            return outcome(world, Some(failed));
+        }
+    };
+    world.rng = fastrand::Rng::with_seed(plan.seed);
+    world.mutation = plan.mutation;
+    world.story = Story {
+        told,
+        ..Story::default()
+    };
+    world.promotions = 0;
+    world.plan_faults(&plan.faults);
+    let began = world.now;
+    let last = plan.faults.iter().map(|f| f.at + f.lasts).max().unwrap_or(0);
+    world.run_for(last.min(30 * SEC) + SEC);
+    if world.failed.is_none() {
+        world.heal();
+        settle(&mut world, plan);
+    }
+    world.events += 0;
+    let time = world.now - began;
+    let mut outcome = outcome(world, None);
+    outcome.time = time;
+    outcome
+}
+
+fn outcome(world: World, failed: Option<String>) -> Outcome {
+    Outcome {
+        failed: world.failed.or(failed),
+        promotions: world.promotions,
+        events: world.events,
+        acks: world.checks.acks,
+        strict_acks: world.checks.strict_acks,
+        time: world.now,
+        story: world.story,
+    }
+}
+
+/// L1 and L2 after the faults have ended, and L7.
+fn settle(world: &mut World, plan: &Plan) {
+    let healed = world.now;
+    let first = world.patience();
+    let all = first + 45 * SEC;
+    let mut leader_since = None;
+    while world.failed.is_none() {
+        world.run_for(SEC);
+        let took = world.now - healed;
+        let leader = world.leader();
+        if leader.is_ok() {
+            leader_since.get_or_insert(took);
+        }
+        if let (Err(why), None) = (&leader, leader_since)
+            && took > first
+        {
+            return world.fail(format!("L1: no primary after {} s: {why}", took / SEC));
+        }
+        match world.unsettled() {
+            None => break,
+            Some(why) if took > all => {
+                return world.fail(format!("L2: not healthy after {} s: {why}", took / SEC));
+            }
+            Some(_) => {}
+        }
+    }
+    let quiet = plan.faults.is_empty();
+    if quiet {
+        world.run_for(8 * SEC);
+    }
+    if world.failed.is_none() && quiet && world.promotions > 0 {
+        world.fail("L7: a failover without a fault");
+    }
+    let faults = u32::try_from(plan.faults.len()).unwrap_or(u32::MAX);
+    if world.failed.is_none() && world.promotions > 2 * faults {
+        world.fail(format!(
+            "L7: {} failovers after {faults} faults",
+            world.promotions
+        ));
+    }
+    let _ = MS;
+}
+
+/// The fewest faults with which the same kind of failure is still there (delta debugging, one at a
+/// time and in halves).
+pub fn shrink(plan: &Plan, nursery: &mut Nursery) -> Plan {
+    let kind = |o: &Outcome| o.failed.as_ref().map(|f| f.split(':').next().unwrap_or("").to_owned());
+    let wanted = kind(&run(plan, nursery, false));
+    let mut best = plan.clone();
+    let mut again = true;
+    while again {
+        again = false;
+        for index in 0..best.faults.len() {
+            let mut fewer = best.clone();
+            fewer.faults.remove(index);
+            if kind(&run(&fewer, nursery, false)) == wanted {
+                best = fewer;
+                again = true;
+                break;
+            }
+        }
+    }
+    best
+}

@@ -1,0 +1,1258 @@
+//! The agent around the real `decide`: what `agent/src/member/` does with events, orders and answers.
+
+use super::clock::{MS, SEC, T, nanos};
+use super::jobs::JobRun;
+use super::keeper::{For, Keeper, Req};
+use super::network::Plane;
+use super::run::Mutation;
+use super::story::Tag;
+use super::world::{Ev, World};
+use proto::config::{ClusterConfig, Settings, Tags};
+use proto::core::decision::{Action, LeaseGoal, Standing, WantedConf, Wish};
+use proto::core::job::Upstream;
+use proto::core::observation::{
+    AppliedConf, Armed, FailsafeCaller, HeldRecord, Lineage, Outcome, PeerAnswer, PeerStatus,
+    RecordSeen, Sql, Task, TaskResult,
+};
+use proto::core::{Memory, Observation};
+use proto::dcs::txn::{Compare, Op, Txn, TxnOutcome};
+use proto::dcs::{
+    ClusterView, Entry, FencePromise, Key, LeaseRecord, PgRole, RecordState, Snapshot, SyncRecord,
+};
+use proto::fence::Basis;
+use proto::ids::{Epoch, LeaseId, MemberName, Revision, SystemId};
+use proto::time::{MonoTime, WallTime};
+use proto::wal::{Lsn, Timeline};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+const COMMIT_LIMIT: T = 2 * SEC;
+const CONFIRM_LIMIT: Duration = Duration::from_secs(3);
+const CHECK_EVERY: T = 700 * MS;
+const CHECK_AGAIN: T = 100 * MS;
+const STARVED_AFTER: Duration = Duration::from_secs(3);
+/// More decisions in one second than this is a loop that does not come to rest.
+const DECISIONS_MAX: u32 = 900;
+
+/// A question to several peers.
+#[derive(Clone, Debug)]
+pub struct Asking {
+    id: u64,
+    at: MonoTime,
+    left: BTreeSet<usize>,
+    answers: BTreeMap<MemberName, PeerAnswer>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Agent {
+    pub o: Observation,
+    pub m: Memory,
+    pub s: Settings,
+    pub standing: Option<Standing>,
+    pub wake_tok: u64,
+    pub probe_tok: u64,
+    probe_every: Duration,
+    probe_at: T,
+    pub pending: BTreeMap<u64, For>,
+    // The watch.
+    snap: Snapshot,
+    pub live: bool,
+    pub watch: u32,
+    pub watch_broken: bool,
+    pub watch_last: T,
+    cursor: usize,
+    watched: Revision,
+    own: VecDeque<(Txn, LeaseId, Revision)>,
+    pub cluster_id: u64,
+    alive_at: Option<MonoTime>,
+    behind_since: Option<MonoTime>,
+    pub keeper: Keeper,
+    claimed: Option<(LeaseRecord, MonoTime)>,
+    inherited: Option<HeldRecord>,
+    pub tenure_epoch: Epoch,
+    // The PostgreSQL driver.
+    pub job: Option<JobRun>,
+    pub next_job: u64,
+    pub applied: AppliedConf,
+    pub wanted: Option<WantedConf>,
+    peers: Option<Asking>,
+    failsafe: Option<Asking>,
+    config_seen: Option<Revision>,
+    rule: String,
+    decisions: (T, u32),
+}
+
+impl World {
+    pub fn start_agent(&mut self, n: usize) {
+        let node = &self.nodes[n];
+        if node.agent.is_some() || !node.powered || node.kept_down > 0 {
+            return;
+        }
+        if self.nodes[n].guard.as_ref().is_none_or(|g| !g.alive) {
+            self.spawn_guard(n);
+        }
+        let node = &mut self.nodes[n];
+        node.inc += 1;
+        let now = node.clock.local(self.now);
+        let inherited = node.guard.as_ref().and_then(|g| g.kept);
+        let forgets = self.mutation == Some(Mutation::PromiseForgotten);
+        if forgets {
+            node.disk.promised = None;
+        }
+        let s = settings(&self.names[n], &self.doc, self.use_rewind, self.wipe);
+        let ttl = s.cluster.timing.ttl();
+        let agent = Agent {
+            o: Observation::default(),
+            m: Memory::default(),
+            s,
+            standing: None,
+            wake_tok: 0,
+            probe_tok: 0,
+            probe_every: Duration::from_secs(1),
+            probe_at: 0,
+            pending: BTreeMap::new(),
+            snap: Snapshot::default(),
+            live: false,
+            watch: 0,
+            watch_broken: false,
+            watch_last: 0,
+            cursor: 0,
+            watched: Revision(0),
+            own: VecDeque::new(),
+            cluster_id: self.store.snap.cluster_id,
+            alive_at: None,
+            behind_since: None,
+            keeper: Keeper::new(now, ttl),
+            claimed: None,
+            inherited,
+            tenure_epoch: Epoch(0),
+            job: None,
+            next_job: 0,
+            applied: AppliedConf::default(),
+            wanted: None,
+            peers: None,
+            failsafe: None,
+            config_seen: None,
+            rule: String::new(),
+            decisions: (0, 0),
+        };
+        self.nodes[n].agent = Some(agent);
+        self.tell(n, Tag::Order, || "agent starts".into());
+        self.halve_wait(n);
+        self.list(n);
+        self.nudge_keeper(n);
+        self.probe_now(n);
+    }
+
+    /// The process of the agent ends; guardian and PostgreSQL do not.
+    pub fn end_agent(&mut self, n: usize) {
+        if self.nodes[n].agent.take().is_some() {
+            self.nodes[n].inc += 1;
+            self.abandon_files(n);
+        }
+    }
+
+    fn halve_wait(&mut self, n: usize) {
+        if self.mutation == Some(Mutation::WaitHalved) {
+            let native = &mut self.agent(n).s.cluster.native;
+            native.wait_ms /= 2;
+        }
+    }
+
+    // --- deciding ---------------------------------------------------------------------------------
+
+    fn look(&mut self, n: usize) {
+        let now = self.local(n);
+        let dice = self.rng.u64(..);
+        let trusts = self.mutation == Some(Mutation::StaleViewTrusted);
+        let guard = self.nodes[n].guard.as_ref();
+        let alive = guard.is_some_and(|g| g.alive);
+        let armed = guard.and_then(|g| g.clock.armed());
+        let session = guard
+            .map(super::guardian::Guard::session)
+            .unwrap_or_default();
+        let wall = WallTime(1_767_225_600_000 + i64::try_from(self.now / MS).unwrap_or(0));
+        let agent = self.agent(n);
+        let o = &mut agent.o;
+        o.now = now;
+        o.wall = wall;
+        o.dice = dice;
+        o.dcs.confirmed = o.dcs.view.is_some()
+            && (trusts
+                || agent
+                    .alive_at
+                    .is_some_and(|at| now.since(at) < CONFIRM_LIMIT));
+        o.dcs.confirmed_at = agent.alive_at.unwrap_or(o.dcs.confirmed_at);
+        o.guardian.alive = alive;
+        o.guardian.fit = true;
+        o.guardian.armed = armed.map(|a| Armed {
+            epoch: a.epoch,
+            deadline: a.deadline,
+        });
+        o.guardian.session = session;
+    }
+
+    pub fn decide(&mut self, n: usize) {
+        if self.nodes[n].agent.is_none() || self.nodes[n].stalled > 0 || self.failed.is_some() {
+            return;
+        }
+        self.look(n);
+        let inc = self.inc(n);
+        let agent = self.agent(n);
+        let (decision, memory) = proto::core::decide(&agent.o, &agent.m, &agent.s);
+        agent.m = memory;
+        agent.standing = Some(decision.standing);
+        agent.keeper.progress = agent.o.now;
+        agent.probe_every = decision.probe_every;
+        agent.wake_tok += 1;
+        let tok = agent.wake_tok;
+        let rule = decision.reason.rule();
+        self.story.reach(rule);
+        self.story
+            .mix(rule.len() as u64 ^ u64::from(rule.as_bytes()[0]) << 8 ^ self.now);
+        if self.story.told {
+            let sentence = decision.reason.to_string();
+            if self.agent(n).rule != sentence {
+                self.tell(n, Tag::Rule, || format!("[{rule}] {sentence}"));
+                self.agent(n).rule = sentence;
+            }
+        }
+        self.at_rest(n, rule);
+        let wake = self.nodes[n].clock.truth(decision.wake_at);
+        self.push(wake, Ev::Wake { n, inc, tok });
+        for action in decision.actions {
+            if !self.lives(n, inc) {
+                return;
+            }
+            self.order(n, action);
+        }
+        self.probe_sooner(n);
+    }
+
+    fn at_rest(&mut self, n: usize, rule: &str) {
+        let second = self.now / SEC;
+        let seen = &mut self.agent(n).decisions;
+        if seen.0 == second {
+            seen.1 += 1;
+        } else {
+            *seen = (second, 1);
+        }
+        if seen.1 > DECISIONS_MAX {
+            self.fail(format!("busy: n{n} does not come to rest in rule {rule}"));
+        }
+    }
+
+    /// A fact from the keeper's thread: the loop takes note when it runs.
+    pub fn loop_fact(&mut self, n: usize, fact: impl FnOnce(&mut Agent)) {
+        fact(self.agent(n));
+        self.decide(n);
+    }
+
+    // --- orders -----------------------------------------------------------------------------------
+
+    fn begin(&mut self, n: usize, task: Task) {
+        self.agent(n).o.in_flight.insert(task);
+    }
+
+    fn task_after(&mut self, n: usize, wait: T, task: Task, result: TaskResult) {
+        let inc = self.inc(n);
+        let result = Box::new(result);
+        self.after(
+            wait,
+            Ev::TaskEnd {
+                n,
+                inc,
+                task,
+                result,
+            },
+        );
+    }
+
+    fn tell_order(&mut self, n: usize, action: &Action) {
+        if self.story.told
+            && !matches!(
+                action,
+                Action::Hold(_)
+                    | Action::Slots(_)
+                    | Action::Callback { .. }
+                    | Action::Write {
+                        task: Task::Member | Task::Status,
+                        ..
+                    }
+            )
+        {
+            let text = format!("{action:?}");
+            let short: String = text.chars().take(400).collect();
+            self.tell(n, Tag::Order, || short);
+        }
+    }
+
+    fn order(&mut self, n: usize, action: Action) {
+        self.tell_order(n, &action);
+        let few = self.rng.u64(5..40) * MS;
+        match action {
+            Action::Write { task, txn } => self.commit(n, task, txn),
+            Action::Hold(goal) => self.hold(n, goal),
+            Action::Start(job) => self.start_job(n, job),
+            Action::Cancel(id) => self.cancel_job(n, id),
+            Action::Arm { epoch, deadline } => {
+                self.agent(n).tenure_epoch = epoch;
+                self.arm(n, epoch, deadline);
+            }
+            Action::Disarm => self.ordered_disarm(n),
+            Action::Fence => self.fence(n),
+            Action::Configure(wanted) => {
+                self.begin(n, Task::Configure);
+                self.agent(n).wanted = Some(wanted);
+                let inc = self.inc(n);
+                self.after(few, Ev::Configured { n, inc });
+            }
+            Action::Checkpoint => {
+                self.begin(n, Task::Checkpoint);
+                self.pg_after(n, few, super::postgres::Step::Checkpoint);
+                self.task_after(n, few + MS, Task::Checkpoint, TaskResult::Done);
+            }
+            Action::Slots(_) => {
+                self.begin(n, Task::Slots);
+                self.task_after(n, few, Task::Slots, TaskResult::Done);
+            }
+            Action::AskPeers { peers, limit } => self.ask_peers(n, &peers, nanos(limit)),
+            Action::AskLineage { leader, upstream } => self.ask_lineage(n, leader, &upstream),
+            Action::AskFailsafe { peers, .. } => self.ask_failsafe(n, &peers),
+            Action::Promise(epoch) => self.promise(n, epoch),
+            Action::Withdraw(epoch) => self.withdraw(n, epoch),
+            Action::NoteWalEpoch(epoch) => {
+                let disk = &mut self.nodes[n].disk;
+                disk.wal_epoch = disk.wal_epoch.max(epoch);
+                self.probe_now(n);
+            }
+            Action::ResumeReplay | Action::Callback { .. } | Action::Log { .. } => {}
+            Action::Answer { wish, .. } => {
+                let wishes = &mut self.agent(n).o.wishes;
+                match wish {
+                    Wish::Restart(_) => wishes.restart = None,
+                    Wish::Reinitialize(_) => wishes.reinitialize = None,
+                    Wish::ScheduledRestart => wishes.scheduled_restart = None,
+                }
+            }
+            Action::Exit { code, why } => {
+                self.tell(n, Tag::Order, || format!("agent ends: {code} {why}"));
+                self.end_agent(n);
+                let wait = self.rng.u64(500..2_000) * MS;
+                self.after(wait, Ev::AgentStart { n });
+            }
+        }
+    }
+
+    fn hold(&mut self, n: usize, goal: LeaseGoal) {
+        self.set_goal(n, goal);
+    }
+
+    fn ordered_disarm(&mut self, n: usize) {
+        let paused = self.agent(n).s.cluster.pause;
+        let recovery = match &self.agent(n).o.postgres.sql {
+            Sql::Sample(sample) => sample.in_recovery,
+            _ => false,
+        };
+        let basis = match (paused, recovery) {
+            (true, _) => Basis::Paused,
+            (false, true) => Basis::InRecovery,
+            (false, false) => Basis::Unknown,
+        };
+        let epoch = self.nodes[n]
+            .guard
+            .as_ref()
+            .and_then(|g| g.clock.armed())
+            .map_or(Epoch(0), |a| a.epoch);
+        self.disarm(n, epoch, basis);
+        let inc = self.inc(n);
+        self.after(MS / 2, Ev::Nudge { n, inc });
+    }
+
+    pub fn commit(&mut self, n: usize, task: Task, txn: Txn) {
+        self.begin(n, task);
+        let txn = self.mutated(task, txn);
+        let sent_at = self.local(n);
+        let record = own_record(&txn).map(|record| (record, sent_at));
+        if record.is_some() {
+            self.agent(n).claimed.clone_from(&record);
+        }
+        let session = self.agent(n).keeper.session_id();
+        let what = For::Commit(task, txn.clone(), session, record);
+        self.request(n, Req::Txn(txn, session), COMMIT_LIMIT, what);
+    }
+
+    fn mutated(&self, task: Task, mut txn: Txn) -> Txn {
+        match (self.mutation, task) {
+            (Some(Mutation::ClaimWithoutCompare), Task::Lock) => {
+                let claims = txn
+                    .then
+                    .iter()
+                    .any(|op| matches!(op, Op::Put { key: Key::Leader, .. }));
+                if claims && own_record(&txn).is_some() {
+                    txn.when.clear();
+                }
+            }
+            (Some(Mutation::SyncWithoutCompare), Task::Sync) => txn.when.clear(),
+            (Some(Mutation::QuorumOneShort), Task::Sync) => {
+                for op in &mut txn.then {
+                    if let Op::Put {
+                        key: Key::Sync,
+                        value,
+                        ..
+                    } = op
+                        && let Ok(sync) = SyncRecord::parse(value, Revision(1))
+                        && let Some(leader) = &sync.leader
+                    {
+                        let quorum = sync.quorum.saturating_sub(1);
+                        *value = SyncRecord::value(leader, &sync.standbys, quorum);
+                    }
+                }
+            }
+            (Some(Mutation::FenceNotCompared), Task::Lock) => {
+                txn.when
+                    .retain(|c| !matches!(c, Compare::Unchanged(Key::Fence(_) | Key::Sync, _)));
+            }
+            _ => {}
+        }
+        txn
+    }
+
+    pub fn commit_answered(
+        &mut self,
+        n: usize,
+        task: Task,
+        txn: &Txn,
+        session: LeaseId,
+        record: Option<(LeaseRecord, MonoTime)>,
+        outcome: TxnOutcome,
+    ) {
+        self.tell(n, Tag::Etcd, || match task {
+            Task::Member | Task::Status => String::from("-"),
+            _ => format!("{task:?}: {outcome:?}"),
+        });
+        match &outcome {
+            TxnOutcome::Committed(revision) => {
+                let revision = *revision;
+                self.fold_own(n, txn, session, revision);
+                self.task_done(n, task, TaskResult::Txn(outcome), record);
+            }
+            _ => {
+                if outcome == TxnOutcome::LeaseGone {
+                    self.nudge_keeper(n);
+                }
+                let what = For::ReadAfter(task, TaskResult::Txn(outcome), record);
+                self.request(n, Req::Read, COMMIT_LIMIT, what);
+            }
+        }
+    }
+
+    pub fn task_done(
+        &mut self,
+        n: usize,
+        task: Task,
+        result: TaskResult,
+        record: Option<(LeaseRecord, MonoTime)>,
+    ) {
+        if self.nodes[n].agent.is_none() {
+            return;
+        }
+        if let Some((written, sent_at)) = record {
+            self.record_written(n, written, sent_at, &result);
+        }
+        if let TaskResult::Promised(promise) = &result {
+            let mut promise = promise.clone();
+            if self.mutation == Some(Mutation::LsnOrderOnly) {
+                promise.timeline = Timeline(1);
+            }
+            let put = Op::put(Key::Fence(self.names[n].clone()), promise.to_value());
+            self.commit(n, Task::Fence, Txn::always(vec![put]));
+            return;
+        }
+        let at = self.local(n);
+        let agent = self.agent(n);
+        agent.o.in_flight.remove(&task);
+        agent.o.outcomes.insert(task, Outcome { at, result });
+        self.decide(n);
+    }
+
+    fn record_written(
+        &mut self,
+        n: usize,
+        written: LeaseRecord,
+        sent_at: MonoTime,
+        result: &TaskResult,
+    ) {
+        let TaskResult::Txn(outcome) = result else {
+            return;
+        };
+        let by_us = written.owner == self.names[n] && written.state == RecordState::Held;
+        match outcome {
+            TxnOutcome::Committed(revision) if by_us => {
+                let held = HeldRecord {
+                    epoch: written.epoch,
+                    sent_at,
+                    length: Duration::from_millis(written.l_ms),
+                    modified: *revision,
+                    seq: written.seq,
+                };
+                self.hold_record(n, written, held);
+            }
+            TxnOutcome::Committed(_) => self.agent(n).o.dcs.held = None,
+            TxnOutcome::Unknown(_) => {}
+            TxnOutcome::Refused | TxnOutcome::LeaseGone => self.agent(n).claimed = None,
+        }
+    }
+
+    fn hold_record(&mut self, n: usize, record: LeaseRecord, held: HeldRecord) {
+        let agent = self.agent(n);
+        agent.keeper.adopted = Some((record, held));
+        agent.o.dcs.held = Some(held);
+        agent.claimed = None;
+        agent.inherited = None;
+        if let Some(guard) = self.nodes[n].guard.as_mut() {
+            guard.kept = Some(held);
+        }
+        self.nudge_keeper(n);
+    }
+
+    // --- the view ---------------------------------------------------------------------------------
+
+    fn list(&mut self, n: usize) {
+        self.agent(n).live = false;
+        self.request(n, Req::Read, 3 * SEC, For::List);
+    }
+
+    pub fn list_failed(&mut self, n: usize) {
+        let inc = self.inc(n);
+        self.after(200 * MS, Ev::Check { n, inc });
+    }
+
+    pub fn listed(&mut self, n: usize, snapshot: &Snapshot, log: usize) {
+        let now = self.local(n);
+        self.watches += 1;
+        let watch = self.watches;
+        let agent = self.agent(n);
+        if snapshot.cluster_id != agent.cluster_id {
+            agent.cluster_id = snapshot.cluster_id;
+            agent.alive_at = None;
+            agent.o.dcs.view = None;
+            agent.o.dcs.held = None;
+            agent.o.dcs.record_seen = None;
+            agent.own.clear();
+            self.tell(n, Tag::Etcd, || "etcd is another cluster".into());
+            self.decide(n);
+        }
+        let agent = self.agent(n);
+        agent.watch = watch;
+        agent.watch_broken = false;
+        agent.live = true;
+        agent.cursor = log;
+        agent.watched = snapshot.revision;
+        agent.snap = snapshot.clone();
+        let own = agent.own.clone();
+        for (txn, session, revision) in own.iter().filter(|(_, _, at)| *at > agent.watched) {
+            agent.snap.apply_own(txn, *session, *revision);
+        }
+        agent.o.dcs.view = Some(ClusterView::read(&agent.snap));
+        agent.alive_at = Some(now);
+        let inc = self.inc(n);
+        self.after(CHECK_EVERY, Ev::Check { n, inc });
+        // What was committed while the watch was being opened comes at once.
+        self.tell_watches();
+        self.new_view(n, now);
+    }
+
+    pub fn watch_brings(&mut self, n: usize, watch: u32, upto: usize) {
+        let now = self.local(n);
+        if !self.agent(n).live || self.agent(n).watch != watch {
+            return;
+        }
+        let from = self.agent(n).cursor;
+        let Some(changes) = self.store.log.get(from..upto.max(from)) else {
+            return;
+        };
+        let changes = changes.to_vec();
+        let agent = self.agent(n);
+        agent.cursor = upto.max(from);
+        let mut news = false;
+        for change in changes {
+            let revision = change.revision;
+            agent.watched = agent.watched.max(revision);
+            match &change.entry {
+                Some(entry) if agent.snap.entries.get(&*change.suffix) != Some(entry) => {
+                    agent.snap.apply_put(&change.suffix, (**entry).clone());
+                    news |= true;
+                    patch(agent, &change.suffix);
+                }
+                Some(_) => agent.snap.revision = agent.snap.revision.max(revision),
+                None if agent.snap.entries.contains_key(&*change.suffix) => {
+                    agent.snap.apply_delete(&change.suffix, revision);
+                    news |= true;
+                    patch(agent, &change.suffix);
+                }
+                None => {}
+            }
+        }
+        if news {
+            self.new_view(n, now);
+        }
+    }
+
+    /// Our own commit, folded in before the watch brings it.
+    pub fn fold_own(&mut self, n: usize, txn: &Txn, session: LeaseId, revision: Revision) {
+        let now = self.local(n);
+        let agent = self.agent(n);
+        if txn.then.is_empty() {
+            return;
+        }
+        if agent.own.len() == 32 {
+            agent.own.pop_front();
+        }
+        agent.own.push_back((txn.clone(), session, revision));
+        if !agent.live {
+            return;
+        }
+        agent.snap.apply_own(txn, session, revision);
+        for op in &txn.then {
+            patch(agent, &op.key().to_string());
+        }
+        self.new_view(n, now);
+    }
+
+    fn new_view(&mut self, n: usize, now: MonoTime) {
+        let agent = self.agent(n);
+        let Some(view) = agent.o.dcs.view.as_mut() else {
+            return;
+        };
+        view.revision = agent.snap.revision;
+        view.cluster_id = agent.snap.cluster_id;
+        let dcs = &mut agent.o.dcs;
+        dcs.watching_since.get_or_insert(now);
+        match dcs.view.as_ref().and_then(|v| v.record.as_ref()) {
+            Some(entry)
+                if dcs
+                    .record_seen
+                    .is_some_and(|s| s.modified == entry.modified) => {}
+            Some(entry) => {
+                dcs.record_seen = Some(RecordSeen {
+                    modified: entry.modified,
+                    since: now,
+                });
+            }
+            None => dcs.record_seen = None,
+        }
+        self.adopt_own_record(n);
+        self.dynamic_may_have_changed(n);
+        self.decide(n);
+    }
+
+    fn adopt_own_record(&mut self, n: usize) {
+        let me = self.names[n].clone();
+        let session = self.nodes[n]
+            .guard
+            .as_ref()
+            .map(super::guardian::Guard::session)
+            .unwrap_or_default();
+        let agent = self.agent(n);
+        let Some(entry) = agent.o.dcs.view.as_ref().and_then(|v| v.record.as_ref()) else {
+            return;
+        };
+        let record = entry.record.clone();
+        let modified = entry.modified;
+        let ours =
+            record.owner == me && record.session == session && record.state == RecordState::Held;
+        if !ours
+            || agent
+                .o
+                .dcs
+                .held
+                .is_some_and(|held| held.epoch == record.epoch)
+        {
+            return;
+        }
+        let claimed = agent
+            .claimed
+            .as_ref()
+            .filter(|(c, _)| c.epoch == record.epoch);
+        let inherited = agent.inherited.filter(|held| held.epoch == record.epoch);
+        let sent_at = claimed
+            .map(|(_, at)| *at)
+            .or(inherited.map(|held| held.sent_at));
+        let Some(sent_at) = sent_at else { return };
+        let held = HeldRecord {
+            epoch: record.epoch,
+            sent_at,
+            length: Duration::from_millis(record.l_ms),
+            modified,
+            seq: record.seq,
+        };
+        self.hold_record(n, record, held);
+        self.cover("own-record-adopted");
+    }
+
+    fn dynamic_may_have_changed(&mut self, n: usize) {
+        let agent = self.agent(n);
+        let Some(view) = agent.o.dcs.view.as_ref() else {
+            return;
+        };
+        let modified = view.config.modified();
+        if modified == agent.config_seen {
+            return;
+        }
+        agent.config_seen = modified;
+        if let Some(document) = view.config.document() {
+            agent.s.cluster = ClusterConfig::parse(document);
+            agent.s.dynamic = document.clone();
+            self.halve_wait(n);
+        }
+    }
+
+    pub fn check_watch(&mut self, n: usize) {
+        if self.agent(n).live {
+            self.request(n, Req::Header, SEC, For::Check);
+        } else {
+            self.list(n);
+        }
+    }
+
+    pub fn checked(&mut self, n: usize, world: u64, revision: Revision) {
+        let now = self.local(n);
+        let inc = self.inc(n);
+        let agent = self.agent(n);
+        let same = world == agent.cluster_id;
+        if same && !agent.watch_broken && agent.watched >= revision {
+            agent.behind_since = None;
+            agent.alive_at = Some(now);
+            self.after(CHECK_EVERY, Ev::Check { n, inc });
+            return self.decide(n);
+        }
+        let since = *agent.behind_since.get_or_insert(now);
+        // A connection that was cut says so soon after packets pass again.
+        let starved = now.since(since) >= STARVED_AFTER || agent.watch_broken || !same;
+        if starved {
+            agent.behind_since = None;
+            self.lose_watch(n);
+        } else {
+            self.after(CHECK_AGAIN, Ev::Check { n, inc });
+        }
+    }
+
+    pub fn lose_watch(&mut self, n: usize) {
+        let agent = self.agent(n);
+        agent.live = false;
+        agent.alive_at = None;
+        agent.o.dcs.watching_since = None;
+        agent.o.dcs.record_seen = None;
+        self.tell(n, Tag::Etcd, || "the watch is lost".into());
+        self.list(n);
+        self.decide(n);
+    }
+
+    pub fn check_unanswered(&mut self, n: usize) {
+        let inc = self.inc(n);
+        self.after(CHECK_AGAIN, Ev::Check { n, inc });
+    }
+
+    // --- probes -----------------------------------------------------------------------------------
+
+    pub fn probe_now(&mut self, n: usize) {
+        self.probe_in(n, MS);
+    }
+
+    fn probe_in(&mut self, n: usize, wait: T) {
+        let inc = self.inc(n);
+        let at = self.now + wait;
+        let Some(agent) = self.nodes[n].agent.as_mut() else {
+            return;
+        };
+        agent.probe_tok += 1;
+        agent.probe_at = at;
+        let tok = agent.probe_tok;
+        self.push(at, Ev::Probe { n, inc, tok });
+    }
+
+    fn probe_interval(&mut self, n: usize) -> T {
+        let agent = self.agent(n);
+        let every = nanos(agent.probe_every);
+        if agent.job.is_some() {
+            every.min(50 * MS)
+        } else {
+            every
+        }
+    }
+
+    fn probe_sooner(&mut self, n: usize) {
+        if self.nodes[n].agent.is_none() {
+            return;
+        }
+        let wait = self.probe_interval(n);
+        if self.agent(n).probe_at > self.now + wait {
+            self.probe_in(n, wait);
+        }
+    }
+
+    pub fn probe(&mut self, n: usize) {
+        let local = self.look_at_postgres(n);
+        self.agent(n).o.postgres = local;
+        let wait = self.probe_interval(n);
+        self.probe_in(n, wait);
+        self.decide(n);
+    }
+
+    // --- configuration ----------------------------------------------------------------------------
+
+    pub fn configured(&mut self, n: usize) {
+        let standby = self.nodes[n].disk.signal;
+        let upstream = self.agent(n).applied.upstream.clone();
+        let mut conf = self.conf_state(n, standby, &upstream);
+        if let Some(wanted) = self.agent(n).wanted.clone() {
+            conf.as_primary = wanted.as_primary;
+            conf.sync_names = wanted.sync_names.unwrap_or_default();
+            conf.generation = wanted.generation;
+        }
+        let mut result = TaskResult::Done;
+        match self.nodes[n].pg.run {
+            super::postgres::Run::Running => {
+                self.load_names(n, &conf.sync_names);
+                self.load_upstream(n, &conf.upstream);
+                self.agent(n).applied = conf;
+            }
+            super::postgres::Run::Gone => self.agent(n).applied = conf,
+            _ => result = TaskResult::Failed("the reload was not seen".into()),
+        }
+        self.probe_now(n);
+        self.task_done(n, Task::Configure, result, None);
+    }
+
+    /// `Shared::conf_state`: a promise wins over every order to stream, and names that nobody told us
+    /// are the cautious ones.
+    pub fn conf_state(&mut self, n: usize, standby: bool, follow: &Upstream) -> AppliedConf {
+        let cut_off = self.nodes[n].disk.promised.is_some();
+        let agent = self.agent(n);
+        let told = agent
+            .wanted
+            .clone()
+            .filter(|w| w.as_primary != standby)
+            .and_then(|w| w.sync_names);
+        let cluster = &agent.s.cluster;
+        let cautious = cluster.synchronous_mode_strict || !standby;
+        let names = match (cluster.is_synchronous(), told, cautious) {
+            (false, _, _) => String::new(),
+            (true, Some(told), _) => told,
+            (true, None, true) => proto::ids::STRICT_PLACEHOLDER.to_owned(),
+            (true, None, false) => String::new(),
+        };
+        AppliedConf {
+            generation: agent.wanted.as_ref().map_or(0, |w| w.generation),
+            upstream: if standby && !cut_off {
+                follow.clone()
+            } else {
+                Upstream::None
+            },
+            sync_names: names,
+            as_primary: !standby,
+        }
+    }
+
+    // --- promises ---------------------------------------------------------------------------------
+
+    fn promise(&mut self, n: usize, epoch: Epoch) {
+        self.begin(n, Task::Fence);
+        let disk = &mut self.nodes[n].disk;
+        disk.promised = disk.promised.max(Some(epoch));
+        let running = self.nodes[n].pg.run == super::postgres::Run::Running;
+        if !running || !self.nodes[n].pg.in_recovery {
+            let failed = TaskResult::Failed("a primary makes no promise".into());
+            return self.task_after(n, 5 * MS, Task::Fence, failed);
+        }
+        if self.mutation != Some(Mutation::StreamNotCut) {
+            self.agent(n).applied.upstream = Upstream::None;
+            self.load_upstream(n, &Upstream::None);
+        }
+        let inc = self.inc(n);
+        let wait = self.rng.u64(40..300) * MS;
+        self.after(
+            wait,
+            Ev::Cut {
+                n,
+                inc,
+                epoch: epoch.0,
+            },
+        );
+    }
+
+    pub fn cut_done(&mut self, n: usize, epoch: u64) {
+        let disk = &self.nodes[n].disk;
+        let promise = FencePromise {
+            v: proto::dcs::RECORD_VERSION,
+            epoch: Epoch(epoch),
+            wal_epoch: disk.wal_epoch,
+            timeline: Timeline(self.branches[disk.branch].tli),
+            lsn: Lsn(disk.flush.max(disk.replay)),
+        };
+        let up = self.nodes[n].pg.run == super::postgres::Run::Running;
+        let result = if up && self.nodes[n].pg.in_recovery {
+            TaskResult::Promised(promise)
+        } else {
+            TaskResult::Failed("PostgreSQL does not answer".into())
+        };
+        self.probe_now(n);
+        self.task_done(n, Task::Fence, result, None);
+    }
+
+    fn withdraw(&mut self, n: usize, epoch: Epoch) {
+        self.begin(n, Task::Fence);
+        if self.mutation == Some(Mutation::WithdrawDiskFirst) {
+            self.nodes[n].disk.promised = None;
+        }
+        let txn = Txn::always(vec![Op::Delete(Key::Fence(self.names[n].clone()))]);
+        let session = self.agent(n).keeper.session_id();
+        let what = For::Withdraw(epoch, txn.clone(), session);
+        self.request(n, Req::Txn(txn, session), COMMIT_LIMIT, what);
+    }
+
+    pub fn withdraw_on_disk(&mut self, n: usize, epoch: Epoch) {
+        let disk = &mut self.nodes[n].disk;
+        if disk.promised.is_some_and(|p| p <= epoch) {
+            disk.promised = None;
+        }
+        self.probe_now(n);
+        self.task_after(n, 5 * MS, Task::Fence, TaskResult::Done);
+    }
+
+    // --- peers ------------------------------------------------------------------------------------
+
+    fn asking(&mut self, n: usize, peers: &BTreeMap<MemberName, String>) -> Asking {
+        self.requests += 1;
+        let at = self.local(n);
+        let answers = peers
+            .keys()
+            .map(|name| {
+                (
+                    name.clone(),
+                    PeerAnswer {
+                        asked_at: at,
+                        status: None,
+                    },
+                )
+            })
+            .collect();
+        Asking {
+            id: self.requests,
+            at,
+            left: peers.keys().filter_map(index_of).collect(),
+            answers,
+        }
+    }
+
+    fn ask_peers(&mut self, n: usize, peers: &BTreeMap<MemberName, String>, limit: T) {
+        self.begin(n, Task::Peers);
+        let inc = self.inc(n);
+        let asking = self.asking(n, peers);
+        let ask = asking.id;
+        for to in asking.left.clone() {
+            if self.net.ok(Plane::Agent, n, to) {
+                let wait = self.net.latency(Plane::Agent, &mut self.rng);
+                self.after(wait, Ev::PeerAsk { n, inc, ask, to });
+            }
+        }
+        let wait = if asking.left.is_empty() { MS } else { limit };
+        self.agent(n).peers = Some(asking);
+        self.after(wait, Ev::PeerLimit { n, inc, ask });
+    }
+
+    pub fn answers_rest(&self, n: usize) -> bool {
+        let Some(node) = self.nodes.get(n) else {
+            return false;
+        };
+        let looked = node
+            .agent
+            .as_ref()
+            .is_some_and(|a| a.o.postgres.sql_at != MonoTime(0));
+        node.powered && node.frozen + node.agent_frozen == 0 && looked
+    }
+
+    pub fn peer_asked(&mut self, n: usize, inc: u32, ask: u64, to: usize) {
+        if !self.answers_rest(to) || !self.net.ok(Plane::Agent, to, n) {
+            return;
+        }
+        let status = Box::new(self.status_of(to));
+        let wait = self.net.latency(Plane::Agent, &mut self.rng);
+        self.after(
+            wait,
+            Ev::PeerReply {
+                n,
+                inc,
+                ask,
+                to,
+                status,
+            },
+        );
+    }
+
+    fn status_of(&self, n: usize) -> PeerStatus {
+        let Some(agent) = &self.nodes[n].agent else {
+            return PeerStatus::default();
+        };
+        let tags = agent.s.tags.published();
+        match &agent.o.postgres.sql {
+            Sql::Sample(sample) => PeerStatus {
+                is_primary: !sample.in_recovery,
+                position: proto::core::lag::position(sample),
+                timeline: sample.timeline,
+                tags,
+                streaming: sample.receiver.is_some(),
+                ..PeerStatus::default()
+            },
+            _ => PeerStatus {
+                agent_only: true,
+                tags,
+                ..PeerStatus::default()
+            },
+        }
+    }
+
+    pub fn peer_answered(&mut self, n: usize, ask: u64, to: usize, status: PeerStatus) {
+        let name = self.names[to].clone();
+        let Some(asking) = self.agent(n).peers.as_mut().filter(|a| a.id == ask) else {
+            return;
+        };
+        asking.left.remove(&to);
+        let asked_at = asking.at;
+        asking.answers.insert(
+            name,
+            PeerAnswer {
+                asked_at,
+                status: Some(status),
+            },
+        );
+        if asking.left.is_empty() {
+            self.peers_done(n, ask);
+        }
+    }
+
+    pub fn peers_done(&mut self, n: usize, ask: u64) {
+        let Some(asking) = self.agent(n).peers.take_if(|a| a.id == ask) else {
+            return;
+        };
+        self.agent(n).o.peers.extend(asking.answers);
+        self.task_done(n, Task::Peers, TaskResult::Done, None);
+    }
+
+    fn ask_failsafe(&mut self, n: usize, peers: &BTreeMap<MemberName, String>) {
+        self.begin(n, Task::AskFailsafe);
+        let inc = self.inc(n);
+        let asking = self.asking(n, peers);
+        let ask = asking.id;
+        for to in asking.left.clone() {
+            if self.net.ok(Plane::Agent, n, to) {
+                let wait = self.net.latency(Plane::Agent, &mut self.rng);
+                self.after(wait, Ev::FailsafeAsk { n, inc, ask, to });
+            }
+        }
+        self.agent(n).failsafe = Some(asking);
+        self.after(2 * SEC, Ev::FailsafeLimit { n, inc, ask });
+    }
+
+    pub fn failsafe_asked(&mut self, n: usize, inc: u32, ask: u64, to: usize) {
+        if !self.answers_rest(to) || !self.net.ok(Plane::Agent, to, n) {
+            return;
+        }
+        let at = self.local(to);
+        let name = self.names[n].clone();
+        let agent = self.agent(to);
+        let primary = matches!(&agent.o.postgres.sql, Sql::Sample(s) if !s.in_recovery);
+        if !primary {
+            agent.o.failsafe_caller = Some(FailsafeCaller {
+                at,
+                conn_url: conn_url(&name),
+                api_url: api_url(&name),
+                name,
+                slots: BTreeMap::new(),
+            });
+        }
+        let wait = self.net.latency(Plane::Agent, &mut self.rng);
+        self.after(
+            wait,
+            Ev::FailsafeReply {
+                n,
+                inc,
+                ask,
+                accepted: !primary,
+            },
+        );
+    }
+
+    pub fn failsafe_answered(&mut self, n: usize, ask: u64, accepted: bool) {
+        let Some(asking) = self.agent(n).failsafe.as_mut().filter(|a| a.id == ask) else {
+            return;
+        };
+        // Each answer counts once; which peer gave it does not matter.
+        asking.left.pop_first();
+        if accepted && !asking.left.is_empty() {
+            return;
+        }
+        let sent_at = asking.at;
+        self.agent(n).failsafe = None;
+        let result = TaskResult::Failsafe { accepted, sent_at };
+        self.task_done(n, Task::AskFailsafe, result, None);
+    }
+
+    fn ask_lineage(&mut self, n: usize, leader: MemberName, upstream: &Upstream) {
+        self.begin(n, Task::Lineage);
+        let inc = self.inc(n);
+        let source = Self::upstream_node(upstream).filter(|s| *s < self.nodes.len());
+        let up = source.filter(|s| {
+            self.net.both(Plane::Pg, n, *s)
+                && self.nodes[*s].powered
+                && self.nodes[*s].frozen == 0
+                && self.nodes[*s].pg.run == super::postgres::Run::Running
+        });
+        let wait = self.rng.u64(5..40) * MS;
+        let Some(source) = up else {
+            return self.after(
+                wait + SEC,
+                Ev::Lineage {
+                    n,
+                    inc,
+                    lineage: None,
+                },
+            );
+        };
+        let disk = &self.nodes[source].disk;
+        let lineage = Lineage {
+            leader,
+            at: self.local(n) + super::clock::dur(wait),
+            is_primary: !self.nodes[source].pg.in_recovery,
+            system_id: SystemId(disk.system),
+            history: self.history(disk.branch),
+        };
+        let lineage = Some(Box::new(lineage));
+        self.after(wait, Ev::Lineage { n, inc, lineage });
+    }
+
+    pub fn lineage_came(&mut self, n: usize, lineage: Option<Lineage>) {
+        let result = match lineage {
+            Some(lineage) => {
+                self.agent(n).o.lineage = Some(lineage);
+                TaskResult::Done
+            }
+            None => TaskResult::Failed("the server did not answer".into()),
+        };
+        self.task_done(n, Task::Lineage, result, None);
+    }
+
+    /// Whether REST would send writers here.
+    pub fn announced(&self, n: usize) -> bool {
+        let now = self.local(n);
+        let ignores = self.mutation == Some(Mutation::HoldBackIgnored);
+        self.answers_rest(n)
+            && self.nodes[n].agent.as_ref().is_some_and(|a| {
+                a.standing.as_ref().is_some_and(|s| {
+                    s.leader_until.is_some_and(|until| until > now)
+                        && (s.hold_back.is_none() || ignores)
+                        && s.role == PgRole::Primary
+                }) && matches!(&a.o.postgres.sql, Sql::Sample(s) if !s.in_recovery)
+            })
+    }
+}
+
+/// Takes one key of the snapshot over into the view, as reading the whole would.
+fn patch(agent: &mut Agent, suffix: &str) {
+    let Some(view) = agent.o.dcs.view.as_mut() else {
+        return;
+    };
+    let Some(key) = Key::parse(suffix) else {
+        return;
+    };
+    let mut one = Snapshot::default();
+    if let Some(entry) = agent.snap.entries.get(suffix) {
+        let entry: Entry = entry.clone();
+        one.entries.insert(suffix.to_owned(), entry);
+    }
+    let mut fresh = ClusterView::read(&one);
+    match key {
+        Key::Leader => view.leader = fresh.leader,
+        Key::Member(name) => {
+            view.members.remove(&name);
+            if let Some(entry) = fresh.members.remove(&name) {
+                view.members.insert(name, entry);
+            }
+        }
+        Key::Initialize => view.initialize = fresh.initialize,
+        Key::Config => view.config = fresh.config,
+        Key::Status => view.status = fresh.status,
+        Key::LegacyOptime => {}
+        Key::History => view.history = fresh.history,
+        Key::Failover => {
+            view.failover = fresh.failover;
+            view.failover_modified = fresh.failover_modified;
+        }
+        Key::Sync => view.sync = fresh.sync,
+        Key::Failsafe => view.failsafe = fresh.failsafe,
+        Key::Record => {
+            view.record = fresh.record;
+            view.record_garbled = fresh.record_garbled;
+        }
+        Key::Fence(name) => {
+            view.fences.remove(&name);
+            if let Some(entry) = fresh.fences.remove(&name) {
+                view.fences.insert(name, entry);
+            }
+        }
+    }
+    view.garbled.retain(|g| g.key != suffix);
+    view.garbled.extend(fresh.garbled);
+}
+
+fn own_record(txn: &Txn) -> Option<LeaseRecord> {
+    txn.then.iter().find_map(|op| match op {
+        Op::Put {
+            key: Key::Record,
+            value,
+            ..
+        } => serde_json::from_str(value).ok(),
+        _ => None,
+    })
+}
+
+pub fn index_of(name: &MemberName) -> Option<usize> {
+    name.as_str().get(1..)?.parse().ok()
+}
+
+fn conn_url(name: &MemberName) -> String {
+    format!("postgres://{name}:5432/postgres")
+}
+
+fn api_url(name: &MemberName) -> String {
+    format!("http://{name}:8008/patroni")
+}
+
+/// What a member is configured with.
+pub fn settings(
+    me: &MemberName,
+    doc: &serde_json::Map<String, serde_json::Value>,
+    use_rewind: bool,
+    wipe: bool,
+) -> Settings {
+    Settings {
+        me: me.clone(),
+        scope: "sim".into(),
+        version: "4.1.0".into(),
+        conn_url: conn_url(me),
+        api_url: api_url(me),
+        proxy_url: None,
+        tags: Tags::default(),
+        cluster: ClusterConfig::parse(doc),
+        dynamic: doc.clone(),
+        can_bootstrap: true,
+        can_clone_without_leader: false,
+        use_pg_rewind: use_rewind,
+        wipe_on_rewind_failure: wipe,
+        wipe_on_divergence: wipe,
+        has_pre_promote: false,
+        watchdog_required: false,
+        conf_generation: 1,
+    }
+}
