@@ -3,6 +3,7 @@
 use crate::cli::{self, Invocation};
 use crate::config::{self, Loader, env};
 use crate::exit::Exit;
+use crate::guardian::supervise;
 use crate::journal::{self, Replayed};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,8 @@ const WORKERS: usize = 2;
 
 /// Does what the command line asks for.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let invocation = match cli::parse(arguments) {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let invocation = match cli::parse(arguments.iter().cloned()) {
         Ok(invocation) => invocation,
         Err(err) => {
             // Help and mistakes alike; there is nobody to tell when even that cannot be printed.
@@ -29,6 +31,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             println!("{line}");
             Exit::Success.into()
         }
+        // A container's first process has to reap and to pass signals on; the agent runs below it.
+        Invocation::Run { .. } if supervise::is_first_process() => {
+            ExitCode::from(supervise::run(arguments.get(1..).unwrap_or_default()))
+        }
         Invocation::Run { config } => agent(config.as_deref()),
         Invocation::Validate { config, ignore_listen_port, print } => {
             let options = config::validate::ValidateOptions { ignore_listen_port, print };
@@ -37,7 +43,12 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
                 Err(err) => failure(&err),
             }
         }
-        Invocation::GenerateSample { .. } | Invocation::Generate { .. } => Exit::Failure.into(),
+        Invocation::GenerateSample { output } => {
+            config::generate::sample(output.as_deref(), &env::capture()).into()
+        }
+        Invocation::Generate { output, dsn } => {
+            config::generate::from_server(output.as_deref(), dsn.as_deref(), &env::capture()).into()
+        }
     }
 }
 
@@ -72,12 +83,17 @@ fn agent(path: Option<&Path>) -> ExitCode {
     let ended = runtime.block_on(crate::member::run(loader, local, Arc::clone(&telemetry)));
     // Background work that hangs, on a disk perhaps, must not keep the process alive.
     runtime.shutdown_background();
-    match ended {
-        Ok(code) => ExitCode::from(code),
+    let code = match ended {
+        Ok(code) => code,
         Err(err) => {
             tracing::error!(critical = true, "{}", crate::guardian::note::chain(&err));
-            Exit::Failure.into()
+            Exit::Failure.code()
         }
+    };
+    // Background tasks that were cut off may still hold a share; then dropping it writes the rest.
+    match Arc::try_unwrap(telemetry).map(crate::telemetry::TelemetryGuard::shutdown) {
+        Ok(Err(_)) if code == 0 => Exit::LogLost.into(),
+        _ => ExitCode::from(code),
     }
 }
 

@@ -35,6 +35,9 @@ const TOP: &[&str] = &[
     "dcs_api",
 ];
 
+/// Our own section of the local file.
+const GARDEN: &[&str] = &["pid_namespace"];
+
 /// Dynamic keys that Patroni ignores in a file (`configuration.md` 2.1).
 const DYNAMIC_ONLY: &[&str] = &[
     "ttl",
@@ -196,6 +199,7 @@ pub(super) fn unknown_keys(doc: &Map<String, Value>, origins: &Origins) -> Vec<S
         ("ctl", CTL),
         ("etcd3", ETCD),
         ("watchdog", WATCHDOG),
+        ("garden", GARDEN),
     ] {
         let Some(map) = doc.get(section).and_then(Value::as_object) else {
             continue;

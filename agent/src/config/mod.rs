@@ -51,6 +51,8 @@ pub struct AgentConfig {
     pub tags: Tags,
     /// Watchdog.
     pub watchdog: WatchdogConfig,
+    /// The guardian.
+    pub guardian: GuardianConfig,
     /// How to initialise a cluster; without it this member never does.
     pub bootstrap: Option<BootstrapConfig>,
     /// PostgreSQL.
@@ -212,6 +214,15 @@ pub struct WatchdogConfig {
     pub driver: String,
     /// Seconds; -1 means half the `ttl`.
     pub safety_margin: i64,
+}
+
+/// `garden`, our own section of the local file; Patroni ignores it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GuardianConfig {
+    /// PostgreSQL runs in a PID namespace of its own, which the kernel ends as a whole: proof even
+    /// against a node on which everything was stopped and goes on. Backends have other pids inside
+    /// than outside, which is why it is not the default.
+    pub pid_namespace: bool,
 }
 
 /// `watchdog.mode`.

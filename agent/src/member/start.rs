@@ -95,6 +95,7 @@ pub async fn run(
 
     let options = AttachOptions {
         fence_bound: Duration::from_millis(first.settings.cluster.native.fence_ms),
+        namespace: config.guardian.pid_namespace,
         ..AttachOptions::default()
     };
     let (guardian, guardian_events, hello) =

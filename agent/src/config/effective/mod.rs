@@ -61,6 +61,7 @@ pub(super) fn build(
         etcd: etcd::build(&top)?,
         tags: sections::tags(&section("tags")?),
         watchdog: sections::watchdog(&section("watchdog")?)?,
+        guardian: sections::guardian(&section("garden")?),
         bootstrap: sections::bootstrap(local, &section("bootstrap")?)?,
         postgresql: postgres::build(&section("postgresql")?, dynamic, &scope)?,
         name,

@@ -6,7 +6,7 @@ use crate::config::error::ConfigError;
 use crate::config::local::clamp;
 use crate::config::value::{parse_int, python_text, shell_words, split_host_port, truthy};
 use crate::config::{
-    BootstrapConfig, CtlConfig, LogConfig, RestApiConfig, ServerTls, VerifyClient, WatchdogConfig,
+    BootstrapConfig, CtlConfig, LogConfig, RestApiConfig, ServerTls, VerifyClient, GuardianConfig, WatchdogConfig,
     WatchdogMode,
 };
 use proto::config::Tags;
@@ -268,6 +268,11 @@ pub(super) fn watchdog(section: &Section<'_>) -> Result<WatchdogConfig, ConfigEr
             .unwrap_or_else(|| String::from("default")),
         safety_margin,
     })
+}
+
+/// `garden`, our own section.
+pub(super) fn guardian(section: &Section<'_>) -> GuardianConfig {
+    GuardianConfig { pid_namespace: section.flag("pid_namespace") }
 }
 
 /// `tags`, as given.
