@@ -114,6 +114,18 @@ pub enum Rejoin {
 }
 
 impl Rejoin {
+    /// From what the agent logged, ours or Patroni's. A clone may follow a rewind that failed.
+    fn read(log: &str) -> Self {
+        let said = |phrase: &str| log.contains(phrase);
+        if said("pg_basebackup done") || said("replica has been created using") {
+            Self::Cloned
+        } else if said("running pg_rewind") {
+            Self::Rewound
+        } else {
+            Self::Followed
+        }
+    }
+
     /// For people.
     pub fn describe(self) -> &'static str {
         match self {
@@ -140,14 +152,7 @@ pub async fn return_node(
     let back = |now: &Settled| now.replicas.contains(&node);
     let measured = measure(cluster, writer, from, back).await?;
     let log = member.log_since(logged);
-    let rejoin = if log.contains("running pg_rewind") || log.contains("pg_rewind finished") {
-        Rejoin::Rewound
-    } else if log.contains("bootstrapped from leader") || log.contains("pg_basebackup") {
-        Rejoin::Cloned
-    } else {
-        Rejoin::Followed
-    };
-    Ok((measured, rejoin))
+    Ok((measured, Rejoin::read(&log)))
 }
 
 /// Waits until the cluster is settled so that `done` holds, and a row sent after that is acknowledged.

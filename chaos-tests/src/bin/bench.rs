@@ -75,14 +75,14 @@ fn print_table(ours: &Figures, theirs: Option<&Figures>) {
     let rows = ours.rows().into_iter().enumerate().map(|(index, row)| {
         let value = median(&row.values);
         let other = theirs.and_then(|theirs| median(&theirs.rows().get(index)?.values));
-        let low = row.values.iter().copied().fold(f64::INFINITY, f64::min);
-        let high = row.values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let number = |value: Option<f64>| value.map_or("-".to_owned(), |v| row.format(v));
         let ratio = value.zip(other).filter(|(value, _)| *value > 0.0);
         let ratio = ratio.map_or("-".to_owned(), |(value, other)| {
             format!("{:.1}", other / value)
         });
-        let range = format!("{} - {}", row.format(low), row.format(high));
+        let low = row.values.iter().copied().reduce(f64::min);
+        let high = row.values.iter().copied().reduce(f64::max);
+        let range = format!("{} - {}", number(low), number(high));
         let rounds = row.values.len().to_string();
         let limit = row.format(row.limit);
         [
