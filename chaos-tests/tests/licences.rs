@@ -36,14 +36,28 @@ const BANNED: &[&str] = &[
 
 fn packages() -> Vec<Value> {
     let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--offline", "--locked", "--filter-platform"])
+        .args([
+            "metadata",
+            "--format-version",
+            "1",
+            "--offline",
+            "--locked",
+            "--filter-platform",
+        ])
         .arg(format!("{}-unknown-linux-gnu", std::env::consts::ARCH))
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
         .output()
         .expect("run cargo metadata");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let document: Value = serde_json::from_slice(&output.stdout).expect("cargo writes JSON");
-    document["packages"].as_array().expect("packages are listed").clone()
+    document["packages"]
+        .as_array()
+        .expect("packages are listed")
+        .clone()
 }
 
 fn text<'v>(package: &'v Value, key: &str) -> &'v str {
@@ -55,7 +69,9 @@ fn text<'v>(package: &'v Value, key: &str) -> &'v str {
 fn is_allowed(expression: &str) -> bool {
     let flat = expression.replace(['(', ')'], " ").replace('/', " OR ");
     flat.split(" OR ").any(|alternative| {
-        alternative.split(" AND ").all(|licence| ALLOWED.contains(&licence.trim()))
+        alternative
+            .split(" AND ")
+            .all(|licence| ALLOWED.contains(&licence.trim()))
     })
 }
 
@@ -64,9 +80,19 @@ fn every_crate_may_be_shipped() {
     let refused: Vec<String> = packages()
         .iter()
         .filter(|p| !is_allowed(text(p, "license")))
-        .map(|p| format!("{} {}: {}", text(p, "name"), text(p, "version"), text(p, "license")))
+        .map(|p| {
+            format!(
+                "{} {}: {}",
+                text(p, "name"),
+                text(p, "version"),
+                text(p, "license")
+            )
+        })
         .collect();
-    assert!(refused.is_empty(), "licences that are not allowed: {refused:#?}");
+    assert!(
+        refused.is_empty(),
+        "licences that are not allowed: {refused:#?}"
+    );
 }
 
 #[test]
@@ -87,6 +113,9 @@ fn every_crate_is_ours_or_from_the_registry() {
 fn no_crate_does_the_job_of_another() {
     let packages = packages();
     let names: BTreeSet<&str> = packages.iter().map(|p| text(p, "name")).collect();
-    let banned: Vec<&&str> = BANNED.iter().filter(|name| names.contains(**name)).collect();
+    let banned: Vec<&&str> = BANNED
+        .iter()
+        .filter(|name| names.contains(**name))
+        .collect();
     assert!(banned.is_empty(), "{banned:?}");
 }

@@ -233,8 +233,15 @@ fn nothing_is_left_to_do_in_comments() {
         if path.ends_with("chaos-tests/tests/tidy.rs") {
             continue;
         }
+        // In comments only: a generated configuration says FIXME to its owner, not to us.
+        let comment = if path.extension().is_some_and(|e| e == "rs") {
+            "//"
+        } else {
+            "#"
+        };
         for (number, line) in read(&path).lines().enumerate() {
-            if marks.iter().any(|mark| uses(line, mark)) {
+            let remark = line.split_once(comment).map_or("", |(_, remark)| remark);
+            if marks.iter().any(|mark| uses(remark, mark)) {
                 found.push(format!("{}:{}: {}", shown(&path), number + 1, line.trim()));
             }
         }
