@@ -91,5 +91,43 @@ fn a_leader_without_its_record_does_not_keep_asking_the_guardian() {
     let hangs = on(0, Kind::LoopStall, 3 * SEC, 8 * SEC);
     let asked = Fault { other: 0, ..on(1, Kind::Switchover, SEC, 4 * SEC) };
     story(Shape { sync: "quorum", ..shape() }, &[hangs, asked]);
-    let _ = MS;
+}
+
+/// A standby took the lock of an etcd that knew nothing, while the primary still held its lease.
+#[test]
+fn a_standby_does_not_lead_because_etcd_has_forgotten_everything() {
+    let frozen = on_primary(Kind::NodeFreeze, SEC, 4 * SEC);
+    let wiped = on(0, Kind::EtcdWiped, 1_500 * MS, SEC);
+    for profile in ["tuned", "fast"] {
+        story(Shape { profile, ..shape() }, &[frozen.clone(), wiped.clone()]);
+    }
+}
+
+/// Epochs began again at one; the guardian takes no lower epoch, so PostgreSQL was ended at the old
+/// deadline.
+#[test]
+fn epochs_go_on_after_the_record_or_all_of_etcd_is_lost() {
+    let failover = on_primary(Kind::PowerLoss, SEC, 4 * SEC);
+    for lost in [Kind::EtcdWiped, Kind::RecordDeleted] {
+        let outcome = story(shape(), &[failover.clone(), on(0, lost, 9 * SEC, SEC)]);
+        assert_eq!(outcome.promotions, 1, "the primary leads on");
+    }
+}
+
+/// pg_rewind was ordered again a thousand times a second while its source refused.
+#[test]
+fn a_rewind_whose_source_is_not_there_is_tried_again_at_leisure() {
+    let isolated = on_primary(Kind::Isolate, SEC, 7 * SEC);
+    let replication = on(0, Kind::FlapPg, 7 * SEC, 8 * SEC);
+    let more = on(2, Kind::FlapPg, 7 * SEC, 8 * SEC);
+    story(shape(), &[isolated, replication, more]);
+}
+
+/// It waited for ever for the stop that was never ordered.
+#[test]
+fn a_primary_that_crashes_while_a_switchover_is_prepared_recovers() {
+    let stopped = on_primary(Kind::AgentFreeze, SEC, 1_300 * MS);
+    let asked = Fault { other: 1, ..on_primary(Kind::Switchover, 1_500 * MS, SEC) };
+    let crash = on_primary(Kind::PgCrash, 1_800 * MS, SEC);
+    story(Shape { sync: "on", native: false, ..shape() }, &[stopped, asked, crash]);
 }

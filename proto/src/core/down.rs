@@ -26,6 +26,7 @@ pub(super) fn decide(cx: &mut Cx) -> Reason {
             PgRole::Demoted
         });
         cx.m.rewind = cx.m.rewind.request();
+        cx.m.last_primary = !replica;
     }
     if cx.o.guardian.armed.is_some() && !matches!(cx.lock, Lock::Mine(_)) {
         cx.push(Action::Disarm);
@@ -68,8 +69,10 @@ fn too_early(cx: &mut Cx) -> Option<Reason> {
 }
 
 fn leader_down(cx: &mut Cx, tenure: Tenure) -> Reason {
-    if cx.m.handover.is_some() {
-        return handover::after_stop(cx);
+    match &cx.m.handover {
+        Some(handover) if handover.stop_ordered.is_some() => return handover::after_stop(cx),
+        // It crashed before we stopped it: recovery comes first, the request can wait.
+        _ => cx.m.handover = None,
     }
     if cx.m.failed_starts >= STARTS_BEFORE_STEPPING_ASIDE {
         return leave::begin(cx, None, Reason::ReleasedForStart);

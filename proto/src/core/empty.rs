@@ -53,7 +53,14 @@ fn nobody_leads(cx: &mut Cx) -> Reason {
     let Some(view) = cx.view() else {
         return Reason::WaitLeader;
     };
-    let may_bootstrap = cx.s.can_bootstrap && !cx.s.tags.nofailover();
+    // A cluster that lives, or that we have seen alive, is never made a second time because etcd has
+    // forgotten it (S22, S23).
+    let lives = cx.m.last_locked.is_some()
+        || view
+            .members
+            .iter()
+            .any(|(name, m)| *name != cx.s.me && m.record.timeline.is_some());
+    let may_bootstrap = cx.s.can_bootstrap && !cx.s.tags.nofailover() && !lives;
     match &view.initialize {
         None if may_bootstrap => {
             cx.write(Task::Initialize, txns::claim_initialize());

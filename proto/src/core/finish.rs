@@ -37,7 +37,12 @@ pub(super) fn take_note(cx: &mut Cx) {
         Job::Stop { .. } => stopped(cx, finished),
         Job::Promote { .. } => promoted(cx, finished),
         Job::Rewind { .. } => rewound(cx, finished),
-        Job::Follow { .. } => cx.m.not_streaming_since = None,
+        Job::Follow { .. } => {
+            cx.m.not_streaming_since = None;
+            if finished.end != JobEnd::Done {
+                cx.m.start_not_before = Some(cx.o.now + Duration::from_secs(1));
+            }
+        }
         Job::CrashRecovery | Job::RemoveData => {}
     }
 }

@@ -50,6 +50,7 @@ pub(super) fn decide(cx: &mut Cx, leader: &MemberName) -> Reason {
     cx.m.race_position = None;
     cx.m.handover = None;
     cx.m.failsafe_until = None;
+    cx.m.last_primary = false;
     if cx.is_primary() && !cx.paused() {
         return stop_for(
             cx,
@@ -91,7 +92,7 @@ pub(super) fn decide(cx: &mut Cx, leader: &MemberName) -> Reason {
 
 fn stream(cx: &mut Cx, leader: &MemberName, sample: &SqlSample) -> Reason {
     let source = target(cx, leader);
-    if cx.o.postgres.conf.upstream != source && source != Upstream::None {
+    if cx.o.postgres.conf.upstream != source && source != Upstream::None && !too_early(cx) {
         cx.m.rewind = cx.m.rewind.request();
         cx.m.not_streaming_since = None;
         cx.start(Job::Follow { follow: source });
@@ -217,10 +218,24 @@ fn ask_lineage(cx: &mut Cx, leader: &MemberName) {
     }
 }
 
+/// Whether the last job failed just now: a source that refuses does so within a millisecond (L10).
+fn too_early(cx: &mut Cx) -> bool {
+    let until = cx.m.start_not_before.filter(|at| cx.o.now < *at);
+    if let Some(until) = until {
+        cx.wake(until);
+    }
+    until.is_some()
+}
+
 fn rewind_or_copy(cx: &mut Cx, leader: &MemberName, why: String) -> Reason {
     if cx.paused() {
         return Reason::PausedFollowing {
             me: cx.s.me.clone(),
+        };
+    }
+    if too_early(cx) {
+        return Reason::CheckLineage {
+            leader: leader.clone(),
         };
     }
     let Some(source) = cx.upstream_of(leader) else {
@@ -260,6 +275,11 @@ fn copy_anew(cx: &mut Cx, leader: &MemberName, source: Upstream, why: String) ->
         cx.o.lineage
             .as_ref()
             .filter(|l| l.leader == *leader && l.is_primary);
+    if too_early(cx) {
+        return Reason::CheckLineage {
+            leader: leader.clone(),
+        };
+    }
     let Some(lineage) = lineage else {
         ask_lineage(cx, leader);
         return Reason::CheckLineage {

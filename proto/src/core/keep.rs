@@ -77,6 +77,15 @@ fn leader_keys(cx: &mut Cx) {
     failsafe(cx);
     if !sample.in_recovery {
         write_history(cx, sample);
+        note_own_epoch(cx);
+    }
+}
+
+/// Our own WAL belongs to our own epoch; the note also outlives the record, should it be lost.
+fn note_own_epoch(cx: &mut Cx) {
+    let epoch = cx.tenure().map(|tenure| tenure.epoch);
+    if let Some(epoch) = epoch.filter(|epoch| *epoch > cx.o.postgres.wal_epoch) {
+        cx.push(Action::NoteWalEpoch(epoch));
     }
 }
 
@@ -97,6 +106,22 @@ pub(super) fn record_members(cx: &Cx) -> Vec<MemberName> {
         names.sort();
     }
     names
+}
+
+/// We, asking for a tenure.
+pub(super) fn claimant<'a>(cx: &Cx<'a>) -> txns::Claimant<'a> {
+    let known = [
+        Some(cx.o.postgres.wal_epoch),
+        cx.o.postgres.promised,
+        cx.o.dcs.held.map(|held| held.epoch),
+        cx.o.guardian.armed.map(|armed| armed.epoch),
+    ];
+    txns::Claimant {
+        s: cx.s,
+        session: &cx.o.guardian.session,
+        members: record_members(cx),
+        highest: known.into_iter().flatten().max().unwrap_or_default(),
+    }
 }
 
 fn speaks_our_protocol(capabilities: Option<Capabilities>) -> bool {
@@ -123,12 +148,8 @@ fn switch_mode(cx: &mut Cx) {
         if leader.lease != session.id || cx.o.guardian.session.is_empty() {
             return;
         }
-        let members = record_members(cx);
-        let guardian = &cx.o.guardian.session;
-        cx.write(
-            Task::Lock,
-            txns::go_native(view, cx.s, guardian, session.id, members),
-        );
+        let lease = session.id;
+        cx.write(Task::Lock, txns::go_native(view, &claimant(cx), lease));
     } else if let Some(txn) = txns::go_compatible(view, cx.s) {
         cx.write(Task::Lock, txn);
     }

@@ -116,6 +116,7 @@ pub(super) fn decide(cx: &mut Cx, tenure: Tenure) -> Reason {
         return promote(cx, tenure, armed);
     }
     cx.m.role = Some(PgRole::Primary);
+    cx.m.last_primary = true;
     if let Some(reason) = handover::decide(cx) {
         return reason;
     }

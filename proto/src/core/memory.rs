@@ -91,6 +91,8 @@ pub struct Memory {
     pub callback_called: bool,
     /// Reason of the last decision that was logged, to tell changes from repeats.
     pub last_rule: String,
+    /// As far as we know nobody has led since our own PostgreSQL was the primary.
+    pub last_primary: bool,
     /// When the guardian was last told a deadline by a decision.
     pub arm_ordered: Option<MonoTime>,
     /// Quorum-fenced failover.

@@ -55,6 +55,9 @@ pub(super) fn decide(cx: &mut Cx) -> Reason {
         // S20: we have promised that primary not to lead.
         return not_allowed(cx, "a primary without etcd was promised time");
     }
+    if let Some(reason) = unknown_cluster(cx) {
+        return reason;
+    }
     if let Some(reason) = race_backoff(cx, sample) {
         return reason;
     }
@@ -66,6 +69,38 @@ fn not_allowed(cx: &mut Cx, why: &str) -> Reason {
     Reason::NotAllowed {
         why: why.to_owned(),
     }
+}
+
+/// S23: etcd was wiped or replaced, and knows nothing of this cluster. Who may lead without losing
+/// commits was written there and is gone; so only the last primary leads on, or whom an operator names.
+/// Even the last primary waits until a lease that was given out in the lost etcd must have ended.
+fn unknown_cluster(cx: &mut Cx) -> Option<Reason> {
+    let view = cx.view()?;
+    let known = matches!(view.initialize, Some(Initialize::System(_)));
+    let named = view
+        .failover
+        .as_ref()
+        .is_some_and(|r| r.candidate.as_ref() == Some(&cx.s.me));
+    if known || named {
+        return None;
+    }
+    if !cx.m.last_primary {
+        return Some(not_allowed(
+            cx,
+            "etcd knows nothing of this cluster: its last primary leads on, or whom an operator names",
+        ));
+    }
+    let native = Duration::from_millis(cx.s.cluster.native.wait_ms);
+    let quarantine = cx.s.cluster.timing.ttl().max(native);
+    let until = cx.o.dcs.watching_since? + quarantine;
+    if cx.o.now >= until {
+        return None;
+    }
+    cx.wake(until);
+    Some(not_allowed(
+        cx,
+        "etcd knows nothing of this cluster: another member may still lead it",
+    ))
 }
 
 /// A silent primary whose lock is gone: it may come back to writing at any moment, so it goes.
@@ -245,7 +280,8 @@ pub(super) fn claim(cx: &mut Cx) {
     if cx.o.dcs.session.is_none() {
         return;
     }
-    let mut txn = txns::claim(view, cx.s, &cx.o.guardian.session, keep::record_members(cx));
+    let claimant = keep::claimant(cx);
+    let mut txn = txns::claim(view, &claimant);
     if cx.s.cluster.synchronous_mode == SyncMode::On {
         // The key must name us before the promotion anyway (`ha-behaviour.md` 16.4): at the same
         // revision it costs no round trip, and a change by the old leader fails the claim.

@@ -10,6 +10,37 @@ use crate::ids::{Epoch, LeaseId, MemberName, SystemId};
 use crate::wal::{Lsn, Timeline};
 use serde_json::{Map, Value};
 
+/// Who asks for a tenure, and what it knows of earlier ones.
+pub struct Claimant<'a> {
+    /// Our settings.
+    pub s: &'a Settings,
+    /// The life of our guardian.
+    pub session: &'a str,
+    /// Who may take over from us.
+    pub members: Vec<MemberName>,
+    /// The highest epoch that this machine has ever heard of. The record may have been deleted, and
+    /// etcd replaced; epochs increase all the same (S4), and the guardian takes no lower one.
+    pub highest: Epoch,
+}
+
+impl Claimant<'_> {
+    /// The record of the tenure after `last`.
+    fn held(&self, last: Epoch) -> LeaseRecord {
+        LeaseRecord {
+            v: RECORD_VERSION,
+            epoch: Epoch(last.max(self.highest).0.saturating_add(1)),
+            owner: self.s.me.clone(),
+            session: self.session.to_owned(),
+            seq: 0,
+            state: RecordState::Held,
+            l_ms: self.s.cluster.native.lease_ms,
+            w_ms: self.s.cluster.native.wait_ms,
+            members: self.members.clone(),
+            final_position: None,
+        }
+    }
+}
+
 fn me(s: &Settings) -> String {
     s.me.as_str().to_owned()
 }
@@ -24,8 +55,8 @@ fn clear_request(view: &ClusterView, then: &mut Vec<Op>) {
 /// Takes the free lock. Compatible: only if `/leader` does not exist, as every Patroni does it.
 /// Native: only if the record is still the one that stood still (or was released); the epoch grows by
 /// one, so whoever led before can never renew again (S1, S4).
-pub fn claim(view: &ClusterView, s: &Settings, session: &str, members: Vec<MemberName>) -> Txn {
-    let mut then = vec![Op::put_leased(Key::Leader, me(s))];
+pub fn claim(view: &ClusterView, by: &Claimant<'_>) -> Txn {
+    let mut then = vec![Op::put_leased(Key::Leader, me(by.s))];
     clear_request(view, &mut then);
     let native = view
         .record
@@ -34,12 +65,7 @@ pub fn claim(view: &ClusterView, s: &Settings, session: &str, members: Vec<Membe
     let Some(entry) = native else {
         return Txn::when(vec![Compare::Absent(Key::Leader)], then);
     };
-    let record = held(
-        s,
-        session,
-        Epoch(entry.record.epoch.0.saturating_add(1)),
-        members,
-    );
+    let record = by.held(entry.record.epoch);
     then.insert(0, Op::put(Key::Record, record.to_value()));
     Txn::when(vec![Compare::Unchanged(Key::Record, entry.modified)], then)
 }
@@ -49,12 +75,10 @@ pub fn claim(view: &ClusterView, s: &Settings, session: &str, members: Vec<Membe
 /// fails it.
 pub fn fenced_claim(
     view: &ClusterView,
-    s: &Settings,
-    session: &str,
-    members: Vec<MemberName>,
+    by: &Claimant<'_>,
     counted: &[MemberName],
 ) -> Option<Txn> {
-    let mut txn = claim(view, s, session, members);
+    let mut txn = claim(view, by);
     txn.when
         .push(Compare::Unchanged(Key::Sync, view.sync.modified?));
     for name in counted {
@@ -65,47 +89,23 @@ pub fn fenced_claim(
     Some(txn)
 }
 
-fn held(s: &Settings, session: &str, epoch: Epoch, members: Vec<MemberName>) -> LeaseRecord {
-    LeaseRecord {
-        v: RECORD_VERSION,
-        epoch,
-        owner: s.me.clone(),
-        session: session.to_owned(),
-        seq: 0,
-        state: RecordState::Held,
-        l_ms: s.cluster.native.lease_ms,
-        w_ms: s.cluster.native.wait_ms,
-        members,
-        final_position: None,
-    }
-}
-
 /// Makes the cluster native: only the holder of `/leader` on its own session may, and only while no
 /// other record is in force.
-pub fn go_native(
-    view: &ClusterView,
-    s: &Settings,
-    session: &str,
-    lease: LeaseId,
-    members: Vec<MemberName>,
-) -> Txn {
-    let (when, epoch) = match &view.record {
-        None => (Compare::Absent(Key::Record), Epoch(1)),
+pub fn go_native(view: &ClusterView, by: &Claimant<'_>, lease: LeaseId) -> Txn {
+    let (when, last) = match &view.record {
+        None => (Compare::Absent(Key::Record), Epoch(0)),
         Some(entry) => (
             Compare::Unchanged(Key::Record, entry.modified),
-            Epoch(entry.record.epoch.0.saturating_add(1)),
+            entry.record.epoch,
         ),
     };
     Txn::when(
         vec![
             when,
-            Compare::Value(Key::Leader, me(s)),
+            Compare::Value(Key::Leader, me(by.s)),
             Compare::OnLease(Key::Leader, lease),
         ],
-        vec![Op::put(
-            Key::Record,
-            held(s, session, epoch, members).to_value(),
-        )],
+        vec![Op::put(Key::Record, by.held(last).to_value())],
     )
 }
 

@@ -274,8 +274,8 @@ fn promised_state(cx: &mut Cx, entry: &RecordEntry, leader: &MemberName) -> Reas
     if *best != cx.s.me || cx.s.tags.nofailover() {
         return Reason::LeaveToPromised { best: best.clone() };
     }
-    let members = keep::record_members(cx);
-    if let Some(txn) = txns::fenced_claim(view, cx.s, &cx.o.guardian.session, members, &set) {
+    let claimant = keep::claimant(cx);
+    if let Some(txn) = txns::fenced_claim(view, &claimant, &set) {
         cx.write(Task::Lock, txn);
     }
     Reason::FencedClaim {

@@ -410,6 +410,24 @@ impl World {
         self.commit_to_etcd(None, &txn, LeaseId(0));
     }
 
+    /// S23: after etcd was lost a person looks who has most, and says so.
+    pub fn operator_names_the_best(&mut self) {
+        if self.store.get("leader").is_some() {
+            return;
+        }
+        let place = |n: &usize| {
+            let disk = &self.nodes[*n].disk;
+            (self.branches.get(disk.branch).map(|b| b.tli), disk.flush)
+        };
+        let Some(best) = (0..self.nodes.len()).max_by_key(place) else {
+            return;
+        };
+        self.story.reach("operator-names-candidate");
+        let value = FailoverRecord::value(None, Some(&self.names[best].clone()), None);
+        let txn = Txn::always(vec![Op::put(Key::Failover, value)]);
+        self.commit_to_etcd(None, &txn, LeaseId(0));
+    }
+
     /// Everything that was broken is whole again.
     pub fn heal(&mut self) {
         for index in 0..self.faults.len() {

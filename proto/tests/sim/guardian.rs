@@ -8,6 +8,7 @@ use proto::core::observation::HeldRecord;
 use proto::fence::{Basis, FenceClock, Moment, Verdict};
 use proto::ids::Epoch;
 use proto::time::MonoTime;
+use std::time::Duration;
 
 #[derive(Clone, Debug)]
 pub struct Guard {
@@ -15,13 +16,26 @@ pub struct Guard {
     pub alive: bool,
     pub clock: FenceClock,
     /// What a restarted agent finds.
-    pub kept: Option<HeldRecord>,
+    pub kept: Option<(Epoch, Duration)>,
     pub killing: bool,
 }
 
 impl Guard {
     pub fn session(&self) -> String {
         format!("g{}", self.id)
+    }
+
+    /// The tenure of the agent before this one, as `member/start.rs` makes it of what was kept.
+    pub fn inherited(&self) -> Option<HeldRecord> {
+        let armed = self.clock.armed()?;
+        let (epoch, length) = self.kept?;
+        (epoch == armed.epoch).then(|| HeldRecord {
+            epoch,
+            sent_at: armed.deadline - length,
+            length,
+            modified: proto::ids::Revision(0),
+            seq: 0,
+        })
     }
 }
 

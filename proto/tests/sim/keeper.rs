@@ -498,9 +498,6 @@ impl World {
 
     fn record_earned(&mut self, n: usize, epoch: Epoch, held: HeldRecord) {
         self.earned(n, Some(epoch), held.sent_at + held.length);
-        if let Some(guard) = self.nodes[n].guard.as_mut() {
-            guard.kept = Some(held);
-        }
         self.loop_fact(n, |agent| {
             let dcs = &mut agent.o.dcs;
             if dcs.held.is_none_or(|before| before.epoch <= held.epoch) {

@@ -1,7 +1,7 @@
 //! One seed, one run: a cluster that is already healthy, faults, then peace, in which it must become
 //! healthy again.
 
-use super::clock::{MS, SEC, T};
+use super::clock::{SEC, T, nanos};
 use super::faults::{Fault, Kind};
 use super::story::Story;
 use super::world::World;
@@ -190,8 +190,27 @@ pub fn grow(shape: &Shape, seed: u64, told: bool) -> Result<World, Box<World>> {
     Err(Box::new(world))
 }
 
-/// Runs a plan.
+/// Runs a plan. A panic, of the core or of the simulator, is a failure like others.
 pub fn run(plan: &Plan, nursery: &mut Nursery, told: bool) -> Outcome {
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        run_plan(plan, nursery, told)
+    }));
+    caught.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+        Outcome {
+            failed: Some(format!("panic: {}", text.unwrap_or_default())),
+            story: Story::default(),
+            promotions: 0,
+            events: 0,
+            acks: 0,
+            strict_acks: 0,
+            time: 0,
+        }
+    })
+}
+
+fn run_plan(plan: &Plan, nursery: &mut Nursery, told: bool) -> Outcome {
     let mut world = match nursery.cluster(&plan.shape) {
         Ok(world) => world,
         Err(why) => {
@@ -215,7 +234,6 @@ pub fn run(plan: &Plan, nursery: &mut Nursery, told: bool) -> Outcome {
         world.heal();
         settle(&mut world, plan);
     }
-    world.events += 0;
     let time = world.now - began;
     let mut outcome = outcome(world, None);
     outcome.time = time;
@@ -237,7 +255,10 @@ fn outcome(world: World, failed: Option<String>) -> Outcome {
 /// L1 and L2 after the faults have ended, and L7.
 fn settle(world: &mut World, plan: &Plan) {
     let healed = world.now;
-    let first = world.patience();
+    let wiped = plan.faults.iter().any(|f| f.kind == Kind::EtcdWiped);
+    // After a loss of etcd the last primary waits for leases of the lost one, or an operator decides.
+    let quarantine = if wiped { nanos(world.config.timing.ttl()) + 5 * SEC } else { 0 };
+    let first = world.patience() + 2 * quarantine;
     let all = first + 45 * SEC;
     let mut leader_since = None;
     while world.failed.is_none() {
@@ -246,6 +267,9 @@ fn settle(world: &mut World, plan: &Plan) {
         let leader = world.leader();
         if leader.is_ok() {
             leader_since.get_or_insert(took);
+        }
+        if wiped && leader_since.is_none() && took > quarantine && took < quarantine + 2 * SEC {
+            world.operator_names_the_best();
         }
         if let (Err(why), None) = (&leader, leader_since)
             && took > first
@@ -274,7 +298,6 @@ fn settle(world: &mut World, plan: &Plan) {
             world.promotions
         ));
     }
-    let _ = MS;
 }
 
 /// The fewest faults with which the same kind of failure is still there (delta debugging, one at a

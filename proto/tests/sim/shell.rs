@@ -94,7 +94,7 @@ impl World {
         let node = &mut self.nodes[n];
         node.inc += 1;
         let now = node.clock.local(self.now);
-        let inherited = node.guard.as_ref().and_then(|g| g.kept);
+        let inherited = node.guard.as_ref().and_then(super::guardian::Guard::inherited);
         let forgets = self.mutation == Some(Mutation::PromiseForgotten);
         if forgets {
             node.disk.promised = None;
@@ -511,7 +511,7 @@ impl World {
         agent.claimed = None;
         agent.inherited = None;
         if let Some(guard) = self.nodes[n].guard.as_mut() {
-            guard.kept = Some(held);
+            guard.kept = Some((held.epoch, held.length));
         }
         self.nudge_keeper(n);
     }
@@ -541,7 +541,11 @@ impl World {
             agent.o.dcs.record_seen = None;
             agent.own.clear();
             self.tell(n, Tag::Etcd, || "etcd is another cluster".into());
+            let inc = self.inc(n);
             self.decide(n);
+            if !self.lives(n, inc) {
+                return;
+            }
         }
         let agent = self.agent(n);
         agent.watch = watch;
@@ -792,6 +796,12 @@ impl World {
         }
     }
 
+    /// The driver reports the end of its work behind a fresh sample.
+    fn fresh_sample(&mut self, n: usize) {
+        let local = self.look_at_postgres(n);
+        self.agent(n).o.postgres = local;
+    }
+
     pub fn probe(&mut self, n: usize) {
         let local = self.look_at_postgres(n);
         self.agent(n).o.postgres = local;
@@ -821,7 +831,7 @@ impl World {
             super::postgres::Run::Gone => self.agent(n).applied = conf,
             _ => result = TaskResult::Failed("the reload was not seen".into()),
         }
-        self.probe_now(n);
+        self.fresh_sample(n);
         self.task_done(n, Task::Configure, result, None);
     }
 
@@ -897,7 +907,7 @@ impl World {
         } else {
             TaskResult::Failed("PostgreSQL does not answer".into())
         };
-        self.probe_now(n);
+        self.fresh_sample(n);
         self.task_done(n, Task::Fence, result, None);
     }
 
@@ -917,7 +927,7 @@ impl World {
         if disk.promised.is_some_and(|p| p <= epoch) {
             disk.promised = None;
         }
-        self.probe_now(n);
+        self.fresh_sample(n);
         self.task_after(n, 5 * MS, Task::Fence, TaskResult::Done);
     }
 
