@@ -23,6 +23,7 @@ pub mod rest;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod ctl;
 pub mod exit;
 pub mod http;
 pub mod journal;

@@ -1,4 +1,5 @@
 //! The pure core of garden-agent. (Placeholder, written in full below.)
+pub mod cluster_table;
 pub mod config;
 pub mod core;
 pub mod dcs;

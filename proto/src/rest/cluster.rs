@@ -49,6 +49,15 @@ pub fn member_role(view: &ClusterView, config: &ClusterConfig, name: &MemberName
     }
 }
 
+/// The state that is shown for a member of this role: a leader's own, else how it replicates (7.4).
+pub fn member_state<'r>(role: &str, record: &'r MemberRecord) -> &'r str {
+    let state = match &record.replication_state {
+        Some(_) if role != "leader" => &record.replication_state,
+        _ => &record.state,
+    };
+    state.as_deref().unwrap_or_default()
+}
+
 /// Host and port of a connection URL such as `postgres://192.0.2.1:5432/postgres`.
 pub fn host_and_port(conn_url: &str) -> Option<(String, u16)> {
     let (_, rest) = conn_url.split_once("://")?;
@@ -80,15 +89,10 @@ fn member(
     record: &MemberRecord,
 ) -> Map<String, Value> {
     let role = member_role(view, config, name);
-    let state = match role {
-        "leader" => &record.state,
-        _ if record.replication_state.is_some() => &record.replication_state,
-        _ => &record.state,
-    };
     let mut doc = Map::new();
     doc.insert("name".into(), json!(name));
     doc.insert("role".into(), json!(role));
-    doc.insert("state".into(), json!(state.as_deref().unwrap_or_default()));
+    doc.insert("state".into(), json!(member_state(role, record)));
     doc.insert("api_url".into(), json!(record.api_url));
     if let Some((host, port)) = record.conn_url.as_deref().and_then(host_and_port) {
         doc.insert("host".into(), json!(host));
