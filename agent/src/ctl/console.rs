@@ -35,13 +35,13 @@ pub fn confirm(question: &str) -> CtlResult<bool> {
     }
 }
 
-/// Asks without showing what is typed, where there is a terminal.
+/// Asks, on standard error, without showing what is typed where there is a terminal.
 pub fn secret(question: &str) -> CtlResult<String> {
-    write(&format!("{question}: "));
+    eprint!("{question}: ");
     let quiet = Quiet::new();
     let answer = read_line();
     if quiet.is_some() {
-        write("\n");
+        eprintln!();
     }
     answer
 }

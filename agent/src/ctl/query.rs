@@ -1,13 +1,14 @@
 //! `query` (`cli.md` 8.4): SQL on a member, with libpq's defaults for who connects and how.
 
-use super::args::{Format, Query, Role};
+use super::args::{Cli, Format, Query, Role};
 use super::console;
-use super::error::{CtlError, CtlResult, says};
+use super::error::{CtlResult, says};
 use super::sayn;
 use super::session::Session;
 use super::sheet::{Column, Empty, Sheet};
 use super::show::{address, again, one_member};
 use crate::tls::{ClientTls, Trust, client_config};
+use clap::CommandFactory;
 use proto::dcs::MemberRecord;
 use proto::rest::stamp::status_form;
 use serde_json::{Number, Value};
@@ -32,15 +33,7 @@ pub async fn query(session: &Session, args: Query) -> CtlResult<()> {
     if args.role.is_some() && args.member.is_some() {
         return says("--role and --member are mutually exclusive options");
     }
-    let sql = match (&args.command, &args.file) {
-        (Some(_), Some(_)) => return says("--file and --command are mutually exclusive options"),
-        (None, None) => return says("You need to specify either --command or --file"),
-        (Some(sql), None) => sql.clone(),
-        (None, Some(file)) => std::fs::read_to_string(file).map_err(|source| CtlError::Io {
-            what: format!("failed to read {}", file.display()),
-            source,
-        })?,
-    };
+    let sql = sql(&args)?;
     let password = if args.password {
         Some(console::secret("Password")?)
     } else {
@@ -52,13 +45,28 @@ pub async fn query(session: &Session, args: Query) -> CtlResult<()> {
             .await?;
         let member = one_member(&cluster, args.role, args.member.as_deref())?;
         let (names, rows) = match connect(member, &args, password.as_deref()).await {
-            Some(client) => run(&client, &sql).await,
-            None => failure(no_connection(&args)),
+            Ok(Some(client)) => run(&client, &sql).await,
+            Ok(None) => failure(no_connection(&args)),
+            Err(why) => failure(format!("ERROR, SQLSTATE: {why}")),
         };
         print_result(&args, names, rows);
         if !again(args.watch).await {
             return Ok(());
         }
+    }
+}
+
+fn sql(args: &Query) -> CtlResult<String> {
+    match (&args.command, &args.file) {
+        (Some(_), Some(_)) => says("--file and --command are mutually exclusive options"),
+        (None, None) => says("You need to specify either --command or --file"),
+        (Some(sql), None) => Ok(sql.clone()),
+        (None, Some(file)) => std::fs::read_to_string(file).map_err(|err| {
+            let text = format!("--file {}: {err}", file.display());
+            Cli::command()
+                .error(clap::error::ErrorKind::InvalidValue, text)
+                .into()
+        }),
     }
 }
 
@@ -74,36 +82,45 @@ fn no_connection(args: &Query) -> String {
 fn failure(text: String) -> Table {
     (
         Vec::new(),
-        vec![vec![Value::from(console::timestamp()), Value::from(text)]],
+        vec![vec![
+            Value::from(console::timestamp_seconds()),
+            Value::from(text),
+        ]],
     )
 }
 
-/// `None`: nobody there, or not in the role that was asked for.
+/// `None`: nobody there, or not in the role that was asked for. An error is PostgreSQL's, or the
+/// network's.
 async fn connect(
     member: Option<&MemberRecord>,
     args: &Query,
     password: Option<&str>,
-) -> Option<Client> {
-    let (host, port) = address(member?)?;
-    let target = Target::new(host, port, args, password);
-    let client = match target.connect().await {
-        Ok(client) => client,
-        Err(why) => {
-            tracing::warn!("{why}");
-            return None;
-        }
+) -> Result<Option<Client>, String> {
+    let Some((host, port)) = member.and_then(address) else {
+        return Ok(None);
     };
+    let target = Target::new(&host, port, args, password);
+    let client = target.connect().await.map_err(|why| {
+        format!("connection failed: connection to server at \"{host}\", port {port} failed: {why}")
+    })?;
     let in_recovery = match args.role {
-        None | Some(Role::Leader | Role::Any) => return Some(client),
+        None | Some(Role::Leader | Role::Any) => return Ok(Some(client)),
         Some(Role::Primary) => false,
         Some(Role::StandbyLeader | Role::Replica | Role::Standby) => true,
     };
     let answer = client
         .query_one("SELECT pg_catalog.pg_is_in_recovery()", &[])
-        .await
-        .ok()?;
-    let found: bool = answer.try_get(0).ok()?;
-    (found == in_recovery).then_some(client)
+        .await;
+    let found: Option<bool> = answer.ok().and_then(|row| row.try_get(0).ok());
+    Ok(Some(client).filter(|_| found == Some(in_recovery)))
+}
+
+/// What the server says, else what the network says.
+fn problem(err: &tokio_postgres::Error) -> String {
+    match err.as_db_error() {
+        Some(db) => format!("{}:  {}", db.severity(), db.message()),
+        None => super::error::chain(err),
+    }
 }
 
 /// Where to connect, and as whom.
@@ -113,7 +130,7 @@ struct Target {
 }
 
 impl Target {
-    fn new(host: String, port: u16, args: &Query, password: Option<&str>) -> Self {
+    fn new(host: &str, port: u16, args: &Query, password: Option<&str>) -> Self {
         let variable = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
         let system = || {
             nix::unistd::User::from_uid(nix::unistd::Uid::effective())
@@ -129,7 +146,7 @@ impl Target {
         let password = password
             .map(str::to_owned)
             .or_else(|| variable("PGPASSWORD"));
-        let password = password.or_else(|| passfile(&host, port, &database, &user));
+        let password = password.or_else(|| passfile(host, port, &database, &user));
         let mut config = Config::new();
         config
             .host(host)
@@ -160,7 +177,7 @@ impl Target {
         let connected = tokio::time::timeout(CONNECT_LIMIT, config.connect(tls)).await;
         let (client, connection) = connected
             .map_err(|_| String::from("connecting took too long"))?
-            .map_err(|err| super::error::chain(&err))?;
+            .map_err(|err| problem(&err))?;
         tokio::spawn(async move {
             if let Err(err) = connection.await {
                 tracing::debug!("connection ended: {err}");
@@ -225,7 +242,7 @@ fn passfile_fields(line: &str) -> Vec<String> {
     fields
 }
 
-/// Runs the statements; the last result is the one that is shown.
+/// Runs the statements; the first result is the one that is shown.
 async fn run(client: &Client, sql: &str) -> Table {
     // Types can be asked for only when there is a single statement; otherwise everything is text.
     let types: Vec<Type> = match client.prepare(sql).await {
@@ -260,12 +277,13 @@ async fn run(client: &Client, sql: &str) -> Table {
                     rows.push(cells.collect());
                 }
             }
-            _ => {}
+            // The end of the first statement.
+            _ => break,
         }
     }
     result.unwrap_or_else(|| {
         failure(String::from(
-            "ERROR, SQLSTATE: the last operation didn't produce a result",
+            "ERROR, SQLSTATE: the last operation didn't produce records",
         ))
     })
 }
@@ -307,13 +325,19 @@ fn print_result(args: &Query, names: Vec<String>, rows: Vec<Vec<Value>>) {
     } else {
         rows
     };
-    let columns = names
-        .iter()
-        .map(|name| Column::named(name.clone()))
-        .collect();
+    let columns: Vec<Column> = names.iter().cloned().map(Column::named).collect();
     let sheet = Sheet { columns, rows };
     match format {
+        // A message has no header, and a table counts its fields.
+        Format::Tsv if names.is_empty() => sayn!("{}", sheet.tsv_rows(&args.delimiter)),
         Format::Tsv => sayn!("{}", sheet.tsv(&args.delimiter)),
+        Format::Pretty if names.is_empty() => {
+            let fields = sheet.rows.first().map_or(0, Vec::len);
+            let columns = (1..=fields)
+                .map(|n| Column::named(format!("Field {n}")))
+                .collect();
+            sayn!("{}", Sheet { columns, ..sheet }.table(None));
+        }
         format => sayn!("{}", sheet.render(format, Empty::Null)),
     }
 }

@@ -106,17 +106,17 @@ impl Sheet {
 
     /// Header and rows, with `delimiter` between the fields and no quotes.
     pub fn tsv(&self, delimiter: &str) -> String {
-        let header = self
-            .columns
-            .iter()
-            .map(|column| column.key.clone().into_owned())
-            .collect::<Vec<_>>();
-        let rows = self
-            .rows
-            .iter()
-            .map(|row| row.iter().map(flat).collect::<Vec<_>>());
-        let lines = std::iter::once(header).chain(rows);
-        lines.map(|cells| cells.join(delimiter) + "\n").collect()
+        let header: Vec<&str> = self.columns.iter().map(|column| &*column.key).collect();
+        format!("{}\n{}", header.join(delimiter), self.tsv_rows(delimiter))
+    }
+
+    /// [`Self::tsv`] without the header.
+    pub fn tsv_rows(&self, delimiter: &str) -> String {
+        let line = |row: &Vec<Value>| {
+            let cells: Vec<String> = row.iter().map(flat).collect();
+            cells.join(delimiter) + "\n"
+        };
+        self.rows.iter().map(line).collect()
     }
 
     /// The table; the caption overwrites the beginning of its top rule.
@@ -277,7 +277,7 @@ mod tests {
         let shown = sheet(rows).table(Some("Cluster: x (y)"));
         assert_eq!(
             shown,
-            "+ Cluster: x (y) -----------------+\n\
+            "+ Cluster: x (y) ----------------+\n\
              | Member | TL | Tags             |\n\
              +--------+----+------------------+\n\
              | a      |  5 | clonefrom: true  |\n\

@@ -329,7 +329,6 @@ pub fn one_member<'c>(
     }
     let found = match (member, role.unwrap_or(Role::Leader)) {
         (Some(name), _) => cluster.member(name),
-        (None, Role::Any) => cluster.leader_first().into_iter().next(),
         (None, role) => cluster.with_role(role).into_iter().next(),
     };
     Ok(found.map(|(_, record)| record))

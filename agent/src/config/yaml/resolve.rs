@@ -152,14 +152,39 @@ fn float(text: &str) -> Option<Value> {
 
 /// `2001-01-01` and the longer forms.
 fn is_timestamp(text: &str) -> bool {
-    let date = text.split(['T', 't', ' ']).next().unwrap_or(text);
-    let mut parts = date.split('-');
     let digits = |part: Option<&str>, lengths: std::ops::RangeInclusive<usize>| {
         part.is_some_and(|p| lengths.contains(&p.len()) && all(p, |b| b.is_ascii_digit()))
     };
-    let is_date = digits(parts.next(), 4..=4)
-        && digits(parts.next(), 1..=2)
-        && digits(parts.next(), 1..=2)
-        && parts.next().is_none();
-    is_date && (date.len() == text.len() || text.contains(':'))
+    let is_date = |date: &str, day: std::ops::RangeInclusive<usize>| {
+        let mut parts = date.split('-');
+        digits(parts.next(), 4..=4)
+            && digits(parts.next(), day.clone())
+            && digits(parts.next(), day)
+            && parts.next().is_none()
+    };
+    let Some((date, time)) = text.split_once(['T', 't', ' ', '\t']) else {
+        return is_date(text, 2..=2);
+    };
+    let time = time.trim_start_matches([' ', '\t']);
+    let end = time.find(|c: char| !matches!(c, '0'..='9' | ':' | '.'));
+    let (clock, zone) = time.split_at(end.unwrap_or(time.len()));
+    let (clock, fraction) = clock.split_once('.').unwrap_or((clock, ""));
+    let mut parts = clock.split(':');
+    let is_clock = digits(parts.next(), 1..=2)
+        && digits(parts.next(), 2..=2)
+        && digits(parts.next(), 2..=2)
+        && parts.next().is_none()
+        && all(fraction, |b| b.is_ascii_digit());
+    let is_zone = match zone.trim_start_matches([' ', '\t']) {
+        "" => zone.is_empty(),
+        "Z" => true,
+        offset => offset.strip_prefix(['+', '-']).is_some_and(|offset| {
+            let (hours, minutes) = match offset.split_once(':') {
+                Some((hours, minutes)) => (hours, Some(minutes)),
+                None => (offset, None),
+            };
+            digits(Some(hours), 1..=2) && (minutes.is_none() || digits(minutes, 2..=2))
+        }),
+    };
+    is_date(date, 1..=2) && is_clock && is_zone
 }
