@@ -229,7 +229,7 @@ impl Default for NativeConfig {
 impl NativeConfig {
     /// Reads the section; values that break the arithmetic fall back to the `safe` profile with a
     /// note, since a wrong `W` would be two primaries.
-    fn parse(section: Option<&Value>, notes: &mut Vec<String>) -> Self {
+    fn parse(section: Option<&Value>, ttl: Duration, notes: &mut Vec<String>) -> Self {
         let safe = Self::default();
         let Some(map) = section.and_then(Value::as_object) else {
             return safe;
@@ -249,9 +249,16 @@ impl NativeConfig {
                 renew_ms: 400,
                 ..safe.clone()
             },
+            // As patient as Patroni: an etcd outage of nearly `ttl` changes nothing, and without
+            // synchronous commits the loss of a node costs `ttl`.
+            Some("ttl") => {
+                let wait_ms = u64::try_from(ttl.as_millis()).unwrap_or(safe.wait_ms);
+                let lease_ms = wait_ms * 998 / 1000 - safe.fence_ms - 10;
+                Self { lease_ms, wait_ms, ..safe.clone() }
+            }
             Some(other) => {
                 notes.push(format!(
-                    "garden.profile={other}: expected safe, fast or tuned; using safe"
+                    "garden.profile={other}: expected safe, fast, tuned or ttl; using safe"
                 ));
                 safe.clone()
             }
@@ -416,7 +423,7 @@ impl ClusterConfig {
                 .and_then(parse_bool)
                 .unwrap_or(true),
             standby_cluster,
-            native: NativeConfig::parse(doc.get("garden"), &mut notes),
+            native: NativeConfig::parse(doc.get("garden"), timing.ttl(), &mut notes),
             notes,
         }
     }
@@ -668,4 +675,34 @@ pub struct Settings {
     pub watchdog_required: bool,
     /// Grows whenever something that the PostgreSQL configuration is made of has changed.
     pub conf_generation: u64,
+}
+
+#[cfg(test)]
+mod native_tests {
+    use super::*;
+    use serde_json::json;
+
+    fn parse(document: Value) -> ClusterConfig {
+        ClusterConfig::parse(document.as_object().expect("an object"))
+    }
+
+    #[test]
+    fn every_profile_keeps_the_safety_condition() {
+        for profile in ["safe", "fast", "tuned", "ttl"] {
+            for ttl in [20, 30, 31, 300] {
+                let read = parse(json!({"ttl": ttl, "garden": {"profile": profile}}));
+                assert_eq!(read.native.problem(), None, "{profile}, ttl {ttl}");
+                assert!(read.notes.iter().all(|n| !n.contains("garden")), "{:?}", read.notes);
+            }
+        }
+        let patient = parse(json!({"garden": {"profile": "ttl"}})).native;
+        assert_eq!((patient.wait_ms, patient.lease_ms), (30_000, 29_430));
+    }
+
+    #[test]
+    fn lengths_that_would_be_two_primaries_are_not_used() {
+        let read = parse(json!({"garden": {"wait_ms": 8_500}}));
+        assert_eq!(read.native, NativeConfig::default());
+        assert!(read.notes.iter().any(|note| note.contains("wait_ms=8500")), "{:?}", read.notes);
+    }
 }

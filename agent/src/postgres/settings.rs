@@ -62,12 +62,12 @@ pub fn text_of(value: &Value) -> Option<String> {
 
 /// How long servers wait for each other, where the operator has no wish of their own. PostgreSQL's
 /// defaults are a minute: so long a lost standby would block commits, a standby would take a frozen
-/// primary for alive, and five seconds passed before it looked for one that had restarted
+/// primary for alive, and five seconds would pass before it looked for one that had restarted
 /// (`safety.md` 4.5).
 const PATIENCE: [(&str, &str); 3] = [
     ("wal_sender_timeout", "5s"),
     ("wal_receiver_timeout", "5s"),
-    ("wal_retrieve_retry_interval", "500ms"),
+    ("wal_retrieve_retry_interval", "250ms"),
 ];
 
 fn is_protected(name: &str) -> bool {

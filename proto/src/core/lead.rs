@@ -272,7 +272,7 @@ fn replicate_synchronously(cx: &mut Cx, sample: &SqlSample) {
     let Some(view) = cx.view() else { return };
     // A lost standby must unblock commits within 3 s (L8): look often enough to see it.
     if cx.s.cluster.is_synchronous() {
-        cx.probe(Duration::from_millis(250));
+        cx.probe(Duration::from_millis(500));
     }
     let input = sync::SyncInput {
         now: cx.o.now,
