@@ -59,7 +59,9 @@ impl From<&str> for MemberName {
 }
 
 /// The identifier that `initdb` gave to the data directory, and so to the whole cluster.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct SystemId(pub u64);
 

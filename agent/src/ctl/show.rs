@@ -194,7 +194,7 @@ fn members_sheet<'r>(
         ),
         (Column::left("Tags"), Box::new(move |row| tags(row, layout))),
     ];
-    let says_something = |value: &Value| !matches!(value, Value::Null) && *value != Value::from("");
+    let says_something = |value: &Value| !matches!(value, Value::Null) && value.as_str() != Some("");
     for (column, cell) in optional {
         if extended || rows.iter().any(|row| says_something(&cell(row))) {
             columns.push((column, cell));

@@ -332,11 +332,10 @@ fn arm_on_renewal(
         let paused = cluster.borrow().pause;
         let current = tenure_epoch.load(Ordering::Acquire);
         let epoch = if epoch.0 == 0 { proto::ids::Epoch(current) } else { epoch };
-        if !paused && armed.epoch == epoch && deadline > armed.deadline {
-            if let Err(err) = guardian.arm(epoch, deadline) {
+        if !paused && armed.epoch == epoch && deadline > armed.deadline
+            && let Err(err) = guardian.arm(epoch, deadline) {
                 tracing::warn!("the guardian was not told of a renewal: {err}");
             }
-        }
     }));
 }
 

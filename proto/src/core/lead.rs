@@ -96,8 +96,7 @@ pub(super) fn decide(cx: &mut Cx, tenure: Tenure) -> Reason {
     if let Some(until) =
         cx.m.failsafe_until
             .filter(|until| *until >= tenure.deadline)
-    {
-        if cx
+        && cx
             .o
             .guardian
             .armed
@@ -105,7 +104,6 @@ pub(super) fn decide(cx: &mut Cx, tenure: Tenure) -> Reason {
         {
             order_arm(cx, tenure.epoch, until);
         }
-    }
     let Some(sample) = cx.sample() else {
         return leading(cx, tenure);
     };
@@ -528,8 +526,8 @@ fn failsafe(cx: &mut Cx, tenure: &Tenure) -> Option<Reason> {
     if peers.is_empty() {
         cx.m.failsafe_until = Some(cx.o.now + promise);
     }
-    if let Some(outcome) = cx.outcome(Task::AskFailsafe) {
-        if let super::observation::TaskResult::Failsafe {
+    if let Some(outcome) = cx.outcome(Task::AskFailsafe)
+        && let super::observation::TaskResult::Failsafe {
             accepted: true,
             sent_at,
         } = outcome.result
@@ -539,7 +537,6 @@ fn failsafe(cx: &mut Cx, tenure: &Tenure) -> Option<Reason> {
                 cx.m.failsafe_until = Some(until);
             }
         }
-    }
     let since_last = cx
         .outcome(Task::AskFailsafe)
         .map_or(Duration::MAX, |o| cx.o.now.since(o.at));

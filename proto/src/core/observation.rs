@@ -282,12 +282,6 @@ pub struct ControlData {
     pub rewindable: bool,
 }
 
-impl Default for SystemId {
-    fn default() -> Self {
-        Self(0)
-    }
-}
-
 /// `Database cluster state` of `pg_controldata`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ControlState {

@@ -44,11 +44,9 @@ pub(super) fn role(cx: &Cx) -> PgRole {
         cx.o.job
             .as_ref()
             .filter(|j| matches!(j.job, Job::Promote { .. }))
-    {
-        if job.phase == "promoting" {
+        && job.phase == "promoting" {
             return PgRole::Promoted;
         }
-    }
     cx.m.role.unwrap_or(PgRole::Uninitialized)
 }
 

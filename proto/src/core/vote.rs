@@ -237,10 +237,9 @@ fn promised_state(cx: &mut Cx, entry: &RecordEntry, leader: &MemberName) -> Reas
     cx.probe(Duration::from_millis(200));
     cx.wake_in(Duration::from_millis(200));
     let promised_at = *cx.m.suspicion.promised_at.get_or_insert(cx.o.now);
-    if !view
+    if view
         .fences
-        .get(&cx.s.me)
-        .is_some_and(|f| f.promise.epoch == epoch)
+        .get(&cx.s.me).is_none_or(|f| f.promise.epoch != epoch)
     {
         // An earlier life stored it and did not publish it, or the write is under way.
         if cx.may(Task::Fence) {
