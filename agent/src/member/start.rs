@@ -103,6 +103,9 @@ pub async fn run(
     adopt_postmaster(&guardian, &config).await?;
     let mut member = assemble(Parts { loader, local, telemetry, etcd, guardian, peers, first });
     member.member.inherited = inherited(&hello);
+    // Known before the first view: a record of this session is ours to go on with, and an agent crash
+    // no reason to stop PostgreSQL.
+    member.member.observation.guardian.session = hello.session;
     member.member.etcd_event(EtcdEvent::Snapshot(snapshot));
     let state = RestState {
         published: member.member.published.subscribe(),
