@@ -131,3 +131,15 @@ fn a_primary_that_crashes_while_a_switchover_is_prepared_recovers() {
     let crash = on_primary(Kind::PgCrash, 1_800 * MS, SEC);
     story(Shape { sync: "on", native: false, ..shape() }, &[stopped, asked, crash]);
 }
+
+/// The record of the agent before it counted for one of an earlier life, whose PostgreSQL was stopped as
+/// soon as the pause ended.
+#[test]
+fn an_agent_restarted_in_pause_leads_on_when_the_pause_ends() {
+    let pause = on_primary(Kind::Pause, 2 * SEC, 12 * SEC);
+    let restart = on_primary(Kind::AgentCrash, 4 * SEC, 5 * SEC);
+    for native in [true, false] {
+        let outcome = story(Shape { native, ..shape() }, &[pause.clone(), restart.clone()]);
+        assert_eq!(outcome.promotions, 0);
+    }
+}

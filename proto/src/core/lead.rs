@@ -47,8 +47,15 @@ pub(super) fn inherit(cx: &mut Cx) -> Reason {
                 Reason::LeaseSpent,
             );
         }
-        if cx.paused() && cx.o.guardian.armed.is_some() {
-            cx.push(Action::Disarm);
+        if cx.paused() {
+            if cx.o.guardian.armed.is_some() {
+                cx.push(Action::Disarm);
+            }
+            // An agent that was restarted in pause: its PostgreSQL is the primary still, and would be
+            // stopped when the pause ends. It leads on in the next epoch.
+            if cx.is_primary() {
+                super::race::claim(cx);
+            }
         }
         return Reason::Inherit;
     }
