@@ -263,6 +263,8 @@ struct RecordLoop {
     renewal: Option<Renewal>,
     /// A session that etcd did not know: `/leader` waits for the next one.
     dead_session: LeaseId,
+    /// The last attempt was refused although the record is ours: the next one leaves `/leader` alone.
+    leader_moved: bool,
     /// Attempts without an answer since the last one.
     silent: usize,
 }
@@ -275,6 +277,7 @@ impl RecordLoop {
             changes,
             renewal: None,
             dead_session: LeaseId(0),
+            leader_moved: false,
             silent: 0,
         }
     }
@@ -319,8 +322,10 @@ impl RecordLoop {
             return early;
         }
         let session = LeaseId(self.tools.shared.session.load(Ordering::Acquire));
-        let with_leader = session.0 != 0 && session != self.dead_session;
-        let (written, txn) = renewal.attempt(&terms, now, with_leader);
+        let with_leader =
+            session.0 != 0 && session != self.dead_session && !std::mem::take(&mut self.leader_moved);
+        let leader = with_leader.then(|| self.tools.view.leader_beside(renewal.owner()));
+        let (written, txn) = renewal.attempt(&terms, now, leader.flatten());
         let request = store::to_etcd(&txn, &self.tools.keyspace, session);
         let limit = attempt_limit(terms.length);
         let url = self.tools.endpoints.current();
@@ -388,7 +393,10 @@ impl RecordLoop {
                 self.earned(terms.epoch, held);
                 Duration::ZERO
             }
-            Resolved::Again => RETRY_PAUSE,
+            Resolved::Again => {
+                self.leader_moved = true;
+                RETRY_PAUSE
+            }
             Resolved::Lost(why) => {
                 self.renewal = None;
                 self.tools.tell(LeaseEvent::RecordLost {

@@ -96,6 +96,11 @@ impl Renewal {
         self.held.epoch
     }
 
+    /// Whose record it is.
+    pub(crate) fn owner(&self) -> &MemberName {
+        &self.base.owner
+    }
+
     /// When the next renewal is due; at once while one is under way.
     pub(crate) fn due(&self, every: Duration) -> MonoTime {
         self.first_send.unwrap_or(self.held.sent_at + every)
@@ -119,28 +124,26 @@ impl Renewal {
         if self.settled { 1 } else { ADOPTED_SEQ_STEP }
     }
 
-    /// One attempt, sent at `now`: what it writes, and how. Repeated attempts differ from the first in
-    /// nothing that matters to the compare. `/leader` is left out while there is no session to put it
-    /// on: it is for others to see, and the record must not wait for it.
+    /// One attempt, sent at `now`: what it writes, and how. Repeated attempts write the same record over
+    /// the same revision. `/leader` is written with it under the compare `leader`, so that it never
+    /// replaces that of a member which has taken it by other rules; it is left out while there is no
+    /// session to put it on, or after that compare has failed: it is for others to see, and the record
+    /// must not wait for it.
     pub(crate) fn attempt(
         &mut self,
         terms: &Terms,
         now: MonoTime,
-        with_leader: bool,
+        leader: Option<Compare>,
     ) -> (LeaseRecord, Txn) {
         self.first_send.get_or_insert(now);
         let next = self.next(terms);
         let mut then = vec![Op::put(Key::Record, next.to_value())];
-        if with_leader {
+        let mut when = vec![Compare::Unchanged(Key::Record, self.held.modified)];
+        if let Some(compare) = leader {
+            when.push(compare);
             then.push(Op::put_leased(Key::Leader, next.owner.as_str()));
         }
-        (
-            next,
-            Txn::when(
-                vec![Compare::Unchanged(Key::Record, self.held.modified)],
-                then,
-            ),
-        )
+        (next, Txn::when(when, then))
     }
 
     /// The attempt was committed. The deadline counts from the first attempt (I2).
@@ -250,7 +253,7 @@ mod tests {
 
     fn settled() -> Renewal {
         let mut renewal = adopted();
-        let (written, _) = renewal.attempt(&terms(), MonoTime(1), false);
+        let (written, _) = renewal.attempt(&terms(), MonoTime(1), None);
         renewal.committed(written, Revision(11));
         renewal
     }
@@ -258,8 +261,12 @@ mod tests {
     #[test]
     fn repeated_attempts_keep_seq_revision_and_first_send() {
         let mut renewal = settled();
-        let (first, txn) = renewal.attempt(&terms(), MonoTime(100), true);
-        let (second, again) = renewal.attempt(&terms(), MonoTime(900), true);
+        let (first, txn) = renewal.attempt(&terms(), MonoTime(100), None);
+        let leader = Compare::Absent(Key::Leader);
+        let (_, both) = renewal.attempt(&terms(), MonoTime(500), Some(leader.clone()));
+        assert_eq!(both.when, [txn.when[0].clone(), leader]);
+        assert_eq!((both.then.len(), &both.then[0]), (2, &txn.then[0]));
+        let (second, again) = renewal.attempt(&terms(), MonoTime(900), None);
         assert_eq!((&first, &txn), (&second, &again));
         assert_eq!(txn.when, [Compare::Unchanged(Key::Record, Revision(11))]);
         let held = renewal.committed(second, Revision(12));
@@ -269,8 +276,8 @@ mod tests {
     #[test]
     fn a_lost_answer_is_found_in_the_record_and_counts_from_the_first_send() {
         let mut renewal = settled();
-        renewal.attempt(&terms(), MonoTime(100), true);
-        let (written, _) = renewal.attempt(&terms(), MonoTime(900), true);
+        renewal.attempt(&terms(), MonoTime(100), None);
+        let (written, _) = renewal.attempt(&terms(), MonoTime(900), None);
         let resolved = renewal.resolve(Some(&entry(&written, 15)));
         let Resolved::Renewed(held) = resolved else {
             panic!("{resolved:?}")
@@ -301,7 +308,7 @@ mod tests {
         ];
         for thief in thieves {
             let mut renewal = settled();
-            renewal.attempt(&terms(), MonoTime(100), true);
+            renewal.attempt(&terms(), MonoTime(100), None);
             let resolved = renewal.resolve(Some(&entry(&thief, 15)));
             assert!(matches!(resolved, Resolved::Lost(_)), "{thief:?}");
         }
@@ -312,7 +319,7 @@ mod tests {
     #[test]
     fn a_read_from_before_the_refusal_is_repeated() {
         let mut renewal = settled();
-        renewal.attempt(&terms(), MonoTime(100), true);
+        renewal.attempt(&terms(), MonoTime(100), None);
         assert_eq!(
             renewal.resolve(Some(&entry(&record(7), 11))),
             Resolved::Again
@@ -322,12 +329,12 @@ mod tests {
     #[test]
     fn an_earlier_process_extends_no_deadline() {
         let mut renewal = adopted();
-        renewal.attempt(&terms(), MonoTime(100), true);
+        renewal.attempt(&terms(), MonoTime(100), None);
         assert_eq!(
             renewal.resolve(Some(&entry(&record(6), 12))),
             Resolved::Again
         );
-        let (written, txn) = renewal.attempt(&terms(), MonoTime(200), true);
+        let (written, txn) = renewal.attempt(&terms(), MonoTime(200), None);
         assert_eq!(txn.when, [Compare::Unchanged(Key::Record, Revision(12))]);
         let held = renewal.committed(written, Revision(13));
         assert_eq!((held.sent_at, held.seq), (MonoTime(200), 8));

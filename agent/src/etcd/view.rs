@@ -4,8 +4,9 @@
 use super::EtcdEvent;
 use super::outbox::Outbox;
 use super::store::Milestone;
-use proto::dcs::{Entry, Snapshot, Txn};
-use proto::ids::{LeaseId, Revision};
+use proto::core::txns;
+use proto::dcs::{Compare, Entry, Key, Snapshot, Txn};
+use proto::ids::{LeaseId, MemberName, Revision};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -112,6 +113,13 @@ impl View {
             inner.snapshot.apply_own(txn, session, revision);
             self.announce(&inner);
         }
+    }
+
+    /// See [`txns::leader_beside_record`]; a view that lags costs one refused attempt.
+    pub(crate) fn leader_beside(&self, owner: &MemberName) -> Option<Compare> {
+        let inner = self.lock();
+        let leader = inner.snapshot.entries.get(&Key::Leader.to_string());
+        txns::leader_beside_record(leader.map(|entry| entry.value.as_str()), owner)
     }
 
     /// The watch is lost. Says so once.

@@ -8,6 +8,7 @@ use proto::core::Decision;
 use proto::core::decision::{Action, LeaseGoal, Wish, WishOutcome};
 use proto::core::job::{Job, Upstream};
 use proto::core::observation::{Process, RunningJob, Sql, Task, TaskResult};
+use proto::core::txns;
 use proto::dcs::txn::TxnOutcome;
 use proto::dcs::{Key, LeaseRecord, Op, Txn};
 use proto::ids::{Epoch, MemberName};
@@ -149,8 +150,12 @@ impl Member {
         let (etcd, done) = (self.etcd.clone(), self.done.clone());
         let sent_at = clock::now();
         let record = own_record(&txn).map(|record| (record, sent_at));
-        if record.is_some() {
-            self.claimed.clone_from(&record);
+        if let Some((record, sent_at)) = &record {
+            // The one that is committed may be an earlier attempt for the same epoch, whose outcome is
+            // unknown: count from the first (I2).
+            let earlier = self.claimed.take().filter(|(claim, _)| claim.epoch == record.epoch);
+            let first = earlier.map_or(*sent_at, |(_, at)| at.min(*sent_at));
+            self.claimed = Some((record.clone(), first));
         }
         tokio::spawn(async move {
             let outcome = etcd.commit(&txn, COMMIT_LIMIT).await;
@@ -206,10 +211,10 @@ impl Member {
         });
     }
 
-    /// The key goes first; only when it is gone for certain may the disk forget (S19).
+    /// The key goes first; only when it is taken back for certain may the disk forget (S19).
     fn withdraw(&mut self, epoch: Epoch) {
         self.begin(Task::Fence);
-        let txn = Txn::always(vec![Op::Delete(Key::Fence(self.settings.me.clone()))]);
+        let txn = txns::withdraw(&self.settings);
         let (etcd, done, postgres) =
             (self.etcd.clone(), self.done.clone(), self.postgres.clone());
         tokio::spawn(async move {

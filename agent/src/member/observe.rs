@@ -7,8 +7,9 @@ use crate::guardian::client::GuardianEvent;
 use crate::postgres::PgEvent;
 use proto::core::Decision;
 use proto::core::observation::{Armed, HeldRecord, Outcome, RecordSeen, Task, TaskResult};
+use proto::core::txns;
 use proto::dcs::txn::TxnOutcome;
-use proto::dcs::{ClusterView, Key, LeaseRecord, Op, RecordState, Snapshot, Txn};
+use proto::dcs::{ClusterView, LeaseRecord, RecordState, Snapshot};
 use proto::rest::Published;
 use proto::time::MonoTime;
 use std::sync::Arc;
@@ -191,9 +192,10 @@ impl Member {
         }
         if let TaskResult::Promised(promise) = &result {
             // The promise is on disk and the stream is cut; only now may the key say so (S19).
-            let put = Op::put(Key::Fence(self.settings.me.clone()), promise.to_value());
-            self.commit(Task::Fence, Txn::always(vec![put]));
-            return;
+            if let Some(view) = &self.observation.dcs.view {
+                let txn = txns::promise(view, &self.settings, promise);
+                return self.commit(Task::Fence, txn);
+            }
         }
         self.observation.in_flight.remove(&task);
         self.observation.outcomes.insert(task, Outcome { at: clock::now(), result });

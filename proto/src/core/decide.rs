@@ -10,7 +10,7 @@ use super::cx::Cx;
 use super::decision::{Action, Decision, LeaseGoal, Standing};
 use super::job::{Job, StopMode, StopReason};
 use super::memory::Memory;
-use super::observation::{DataDir, Observation, Process, Sql};
+use super::observation::{Armed, DataDir, Observation, Process, Sql};
 use super::reason::Reason;
 use super::sync::SyncMemory;
 use super::tenure::{Lock, Unknown};
@@ -25,7 +25,7 @@ pub fn decide(o: &Observation, memory: &Memory, s: &Settings) -> (Decision, Memo
     finish::take_note(&mut cx);
     let reason = judge(&mut cx);
     keep::housekeeping(&mut cx);
-    let goal = lease_goal(&cx);
+    let goal = lease_goal(&mut cx);
     // Level-triggered and cheap to repeat, so it comes with every decision, before everything else.
     cx.actions.insert(0, Action::Hold(goal.clone()));
     cx.m.last_rule = reason.rule().to_owned();
@@ -47,11 +47,18 @@ pub fn decide(o: &Observation, memory: &Memory, s: &Settings) -> (Decision, Memo
     (decision, cx.m)
 }
 
-fn lease_goal(cx: &Cx) -> LeaseGoal {
+fn lease_goal(cx: &mut Cx) -> LeaseGoal {
     let ttl = cx.s.cluster.timing.ttl();
     let Some(tenure) = cx.tenure().filter(|_| cx.keep_leading) else {
         return LeaseGoal::Session { ttl };
     };
+    let outlasts = |armed: &Armed| armed.epoch != tenure.epoch && armed.deadline > tenure.deadline;
+    if cx.o.guardian.armed.as_ref().is_some_and(outlasts) && leave::native(cx) {
+        // The deadline of the compatible lease before, which is longer. Others wait that long only
+        // until the record is renewed for the first time, so the guardian comes first.
+        lead::armed(cx, &tenure);
+        return LeaseGoal::Session { ttl };
+    }
     let native = &cx.s.cluster.native;
     match cx.view().and_then(|view| view.record.as_ref()) {
         Some(entry) if entry.record.state == RecordState::Held => LeaseGoal::Record {

@@ -13,7 +13,7 @@ use super::tenure::Tenure;
 use super::txns;
 use super::{follow, quorum};
 use crate::config::SyncMode;
-use crate::dcs::{Compare, Key, Op, PgRole, SyncRecord, Txn};
+use crate::dcs::PgRole;
 use crate::ids::{Epoch, MemberName};
 use crate::time::MonoTime;
 use crate::wal::Lsn;
@@ -59,18 +59,25 @@ pub(super) fn inherit(cx: &mut Cx) -> Reason {
         }
         return Reason::Inherit;
     }
-    if cx.o.dcs.session.is_some() && cx.o.dcs.confirmed {
-        cx.write(Task::Lock, txns::inherit(cx.s));
+    let view = cx.view().filter(|_| cx.o.dcs.confirmed);
+    if cx.o.dcs.session.is_some()
+        && let Some(txn) = view.and_then(|view| txns::inherit(view, cx.s))
+    {
+        cx.write(Task::Lock, txn);
     }
     Reason::Inherit
 }
 
 /// Whether the guardian has confirmed the deadline of this tenure; orders it if not (S2).
 pub(super) fn armed(cx: &mut Cx, tenure: &Tenure) -> bool {
+    // The keeper renews a compatible lease as epoch zero. Its word is better than ours: it has had the
+    // keepalive confirmed by a commit.
+    let compatible = !leave::native(cx);
+    let counts = |epoch| epoch == tenure.epoch || (compatible && epoch == Epoch(0));
     let confirmed =
         cx.o.guardian
             .armed
-            .is_some_and(|armed| armed.epoch == tenure.epoch && armed.deadline > cx.o.now);
+            .is_some_and(|armed| counts(armed.epoch) && armed.deadline > cx.o.now);
     if !confirmed {
         order_arm(cx, tenure.epoch, tenure.deadline);
     }
@@ -236,8 +243,8 @@ fn prepare_sync(cx: &mut Cx) -> Option<Reason> {
         SyncMode::On => {
             let prepared = sync::pre_promotion(view, &cx.s.me, strict);
             if view.sync.leader.as_ref() != Some(&cx.s.me) {
-                let value = SyncRecord::value(&cx.s.me, &prepared.standbys, 0);
-                cx.write(Task::Sync, sync_txn(&view.sync, value));
+                let txn = txns::write_sync(&view.sync, cx.s, &prepared.standbys, 0);
+                cx.write(Task::Sync, txn);
                 return Some(Reason::PreparePromotion {
                     what: "the sync key".into(),
                 });
@@ -256,16 +263,6 @@ fn prepare_sync(cx: &mut Cx) -> Option<Reason> {
 pub(super) fn names_for_start(cx: &Cx) -> Option<String> {
     (cx.s.cluster.is_synchronous() && !cx.o.postgres.conf.as_primary)
         .then(|| cx.o.postgres.conf.sync_names.clone())
-}
-
-/// Every write of `/sync` compares with the revision that was read, the first one too, and that we
-/// still lead (a takeover and a change of `/sync` exclude each other, `DESIGN.md` 3).
-pub(super) fn sync_txn(read: &SyncRecord, value: String) -> Txn {
-    let unchanged = match read.modified {
-        Some(revision) => Compare::Unchanged(Key::Sync, revision),
-        None => Compare::Absent(Key::Sync),
-    };
-    Txn::when(vec![unchanged], vec![Op::put(Key::Sync, value)])
 }
 
 // --- synchronous replication ----------------------------------------------------------------------
@@ -301,10 +298,7 @@ fn carry_out(cx: &mut Cx, step: SyncStep, sample: &SqlSample) {
     let Some(view) = cx.view() else { return };
     match step {
         SyncStep::WriteKey { standbys, quorum } => {
-            let value = SyncRecord::value(&cx.s.me, &standbys, quorum);
-            let mut txn = sync_txn(&view.sync, value);
-            txn.when
-                .push(Compare::Value(Key::Leader, cx.s.me.as_str().to_owned()));
+            let txn = txns::write_sync(&view.sync, cx.s, &standbys, quorum);
             cx.write(Task::Sync, txn);
         }
         SyncStep::SetNames(names) => {
@@ -313,12 +307,8 @@ fn carry_out(cx: &mut Cx, step: SyncStep, sample: &SqlSample) {
             cx.wake_in(Duration::from_millis(50));
         }
         SyncStep::DeleteKey => {
-            if let Some(revision) = view.sync.modified {
-                let txn = Txn::when(
-                    vec![Compare::Unchanged(Key::Sync, revision)],
-                    vec![Op::Delete(Key::Sync)],
-                );
-                cx.write(Task::Sync, txn);
+            if view.sync.modified.is_some() {
+                cx.write(Task::Sync, txns::delete_sync(&view.sync, cx.s));
             }
         }
         SyncStep::Wait(_) => {

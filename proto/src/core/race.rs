@@ -10,7 +10,7 @@ use super::observation::{PeerAnswer, SqlSample, Task};
 use super::reason::Reason;
 use super::{decide::stop_for, follow, keep, lag, sync, txns};
 use crate::config::SyncMode;
-use crate::dcs::{Initialize, PgRole, SyncRecord};
+use crate::dcs::{Initialize, Key, Op, PgRole, SyncRecord};
 use crate::ids::MemberName;
 use crate::time::MonoTime;
 use std::collections::BTreeMap;
@@ -287,9 +287,8 @@ pub(super) fn claim(cx: &mut Cx) {
         // revision it costs no round trip, and a change by the old leader fails the claim.
         let prepared = sync::pre_promotion(view, &cx.s.me, cx.s.cluster.synchronous_mode_strict);
         let value = SyncRecord::value(&cx.s.me, &prepared.standbys, 0);
-        let sync = lead::sync_txn(&view.sync, value);
-        txn.when.extend(sync.when);
-        txn.then.extend(sync.then);
+        txn.when.push(txns::sync_as_read(&view.sync));
+        txn.then.push(Op::put(Key::Sync, value));
     }
     cx.write(Task::Lock, txn);
 }

@@ -181,14 +181,16 @@ fn foreign_record(o: &Observation, view: &ClusterView, s: &Settings) -> Lock {
         return Lock::Unknown(Unknown::RecordGarbled);
     };
     let record = &entry.record;
-    if record.state == RecordState::Released {
-        return Lock::Free;
-    }
+    // Whoever else stands in `/leader` has taken it by the rules of Patroni, which may have found it
+    // free because the record was released.
     if let Some(other) = view
         .leader_name()
         .filter(|n| **n != record.owner && **n != s.me)
     {
         return Lock::Other(other.clone());
+    }
+    if record.state == RecordState::Released {
+        return Lock::Free;
     }
     if record.owner == s.me {
         // An earlier life. Its PostgreSQL must be gone or harmless before we take the next epoch.

@@ -1,12 +1,14 @@
 //! The transactions of the leader key and the record, built in one place (I5). Each says what it
 //! compares and why that is enough.
 
+use super::observation::Session;
 use crate::config::Settings;
 use crate::dcs::records::RECORD_VERSION;
 use crate::dcs::{
-    ClusterView, Compare, FailoverRecord, Key, LeaseRecord, Op, RecordState, StatusRecord, Txn,
+    ClusterView, Compare, FailoverRecord, FencePromise, Key, LeaseRecord, Op, RecordState,
+    StatusRecord, SyncRecord, Txn,
 };
-use crate::ids::{Epoch, LeaseId, MemberName, SystemId};
+use crate::ids::{Epoch, MemberName, SystemId};
 use crate::wal::{Lsn, Timeline};
 use serde_json::{Map, Value};
 
@@ -52,9 +54,18 @@ fn clear_request(view: &ClusterView, then: &mut Vec<Op>) {
     }
 }
 
+/// `/leader` is still what was seen: a member that is not of our kind takes it by its own rules, and
+/// what it has taken is overwritten by nobody.
+fn leader_as_seen(view: &ClusterView) -> Compare {
+    match &view.leader {
+        Some(leader) => Compare::Unchanged(Key::Leader, leader.modified),
+        None => Compare::Absent(Key::Leader),
+    }
+}
+
 /// Takes the free lock. Compatible: only if `/leader` does not exist, as every Patroni does it.
-/// Native: only if the record is still the one that stood still (or was released); the epoch grows by
-/// one, so whoever led before can never renew again (S1, S4).
+/// Native: only if the record is still the one that stood still (or was released), and `/leader` is as
+/// it was seen; the epoch grows by one, so whoever led before can never renew again (S1, S4).
 pub fn claim(view: &ClusterView, by: &Claimant<'_>) -> Txn {
     let mut then = vec![Op::put_leased(Key::Leader, me(by.s))];
     clear_request(view, &mut then);
@@ -67,7 +78,8 @@ pub fn claim(view: &ClusterView, by: &Claimant<'_>) -> Txn {
     };
     let record = by.held(entry.record.epoch);
     then.insert(0, Op::put(Key::Record, record.to_value()));
-    Txn::when(vec![Compare::Unchanged(Key::Record, entry.modified)], then)
+    let unchanged = Compare::Unchanged(Key::Record, entry.modified);
+    Txn::when(vec![unchanged, leader_as_seen(view)], then)
 }
 
 /// The takeover of a fenced epoch: compares the record, `/sync`, and every promise that was counted, at
@@ -91,7 +103,12 @@ pub fn fenced_claim(
 
 /// Makes the cluster native: only the holder of `/leader` on its own session may, and only while no
 /// other record is in force.
-pub fn go_native(view: &ClusterView, by: &Claimant<'_>, lease: LeaseId) -> Txn {
+///
+/// We may not learn that it was committed, and then lead on by the compatible lease while the others
+/// already watch the record. So no compatible renewal can succeed after it, since `/leader` leaves the
+/// session (the first native renewal brings it back), and the first record must be watched for as long
+/// as the last compatible renewal before it may have earned us.
+pub fn go_native(view: &ClusterView, by: &Claimant<'_>, session: &Session) -> Txn {
     let (when, last) = match &view.record {
         None => (Compare::Absent(Key::Record), Epoch(0)),
         Some(entry) => (
@@ -99,26 +116,41 @@ pub fn go_native(view: &ClusterView, by: &Claimant<'_>, lease: LeaseId) -> Txn {
             entry.record.epoch,
         ),
     };
+    let ttl = u64::try_from(session.ttl.as_millis()).unwrap_or(u64::MAX);
+    let record = by.held(last);
+    let record = LeaseRecord {
+        w_ms: record.w_ms.max(ttl),
+        ..record
+    };
     Txn::when(
         vec![
             when,
             Compare::Value(Key::Leader, me(by.s)),
-            Compare::OnLease(Key::Leader, lease),
+            Compare::OnLease(Key::Leader, session.id),
         ],
-        vec![Op::put(Key::Record, by.held(last).to_value())],
+        vec![
+            Op::put(Key::Record, record.to_value()),
+            Op::put(Key::Leader, me(by.s)),
+        ],
     )
 }
 
 /// Makes the cluster compatible: the record's holder puts `/leader` on its session at the same
-/// revision at which the record stops counting, so that there is no moment without a lock.
+/// revision at which the record stops counting, so that there is no moment without a lock. The session
+/// must outlast the deadline that the record has earned. `None` when `/leader` names another, who has
+/// won.
 pub fn go_compatible(view: &ClusterView, s: &Settings) -> Option<Txn> {
     let entry = view.record.as_ref()?;
+    if view.leader_name().is_some_and(|name| *name != s.me) {
+        return None;
+    }
     let record = LeaseRecord {
         state: RecordState::Compatible,
         ..entry.record.clone()
     };
+    let unchanged = Compare::Unchanged(Key::Record, entry.modified);
     Some(Txn::when(
-        vec![Compare::Unchanged(Key::Record, entry.modified)],
+        vec![unchanged, leader_as_seen(view)],
         vec![
             Op::put(Key::Record, record.to_value()),
             Op::put_leased(Key::Leader, me(s)),
@@ -126,25 +158,43 @@ pub fn go_compatible(view: &ClusterView, s: &Settings) -> Option<Txn> {
     ))
 }
 
-/// Confirms a `/leader` that carries our name from an earlier life, on our present session.
-pub fn inherit(s: &Settings) -> Txn {
-    Txn::when(
-        vec![Compare::Value(Key::Leader, me(s))],
+/// Confirms a `/leader` that carries our name from an earlier life, on our present session. `None`
+/// when it does not.
+pub fn inherit(view: &ClusterView, s: &Settings) -> Option<Txn> {
+    view.leader_name().filter(|name| **name == s.me)?;
+    Some(Txn::when(
+        vec![leader_as_seen(view)],
         vec![Op::put_leased(Key::Leader, me(s))],
-    )
+    ))
+}
+
+/// With which compare a renewal of the record may also write `/leader`, given the value that was last
+/// seen there: not at all over another's.
+pub fn leader_beside_record(seen: Option<&str>, owner: &MemberName) -> Option<Compare> {
+    match seen {
+        None => Some(Compare::Absent(Key::Leader)),
+        Some(name) if name == owner.as_str() => {
+            Some(Compare::Value(Key::Leader, owner.as_str().to_owned()))
+        }
+        Some(_) => None,
+    }
 }
 
 /// Gives leadership up. Only ordered when no process of our PostgreSQL is left, or none was writable
-/// (S10); `shutdown` is where the WAL ended in order.
+/// (S10); `shutdown` is where the WAL ended in order. It ends the tenure that was seen and no later one
+/// of ours, even if it is committed late, and it leaves another's `/leader` alone.
 pub fn release(view: &ClusterView, s: &Settings, shutdown: Option<(Timeline, Lsn)>) -> Txn {
-    let mut then = vec![Op::Delete(Key::Leader)];
-    let mut when = vec![Compare::Value(Key::Leader, me(s))];
+    let (mut when, mut then) = (Vec::new(), Vec::new());
+    if view.leader_name().is_none_or(|name| *name == s.me) {
+        when.push(leader_as_seen(view));
+        then.push(Op::Delete(Key::Leader));
+    }
     if let Some(entry) = view
         .record
         .as_ref()
-        .filter(|e| e.record.state == RecordState::Held)
+        .filter(|e| e.record.state == RecordState::Held && e.record.owner == s.me)
     {
-        when = vec![Compare::Unchanged(Key::Record, entry.modified)];
+        when.push(Compare::Unchanged(Key::Record, entry.modified));
         let record = LeaseRecord {
             state: RecordState::Released,
             seq: entry.record.seq.saturating_add(1),
@@ -161,6 +211,57 @@ pub fn release(view: &ClusterView, s: &Settings, shutdown: Option<(Timeline, Lsn
         then.push(Op::put(Key::Status, status.to_value()));
     }
     Txn::when(when, then)
+}
+
+/// `/sync` is as it was read, also where it was read as absent.
+pub fn sync_as_read(read: &SyncRecord) -> Compare {
+    match read.modified {
+        Some(revision) => Compare::Unchanged(Key::Sync, revision),
+        None => Compare::Absent(Key::Sync),
+    }
+}
+
+/// Writes `/sync` with ourselves as its leader. It compares with the revision that was read, and that
+/// we still lead: a takeover and a change of `/sync` exclude each other (`DESIGN.md` 3).
+pub fn write_sync(read: &SyncRecord, s: &Settings, standbys: &[String], quorum: u32) -> Txn {
+    let value = SyncRecord::value(&s.me, standbys, quorum);
+    Txn::when(
+        vec![sync_as_read(read), Compare::Value(Key::Leader, me(s))],
+        vec![Op::put(Key::Sync, value)],
+    )
+}
+
+/// Ends synchronous mode, under the same conditions.
+pub fn delete_sync(read: &SyncRecord, s: &Settings) -> Txn {
+    Txn::when(
+        vec![sync_as_read(read), Compare::Value(Key::Leader, me(s))],
+        vec![Op::Delete(Key::Sync)],
+    )
+}
+
+/// Publishes a promise that is on disk, with the stream cut (S19). It compares with our own key as it
+/// was seen: an earlier attempt of unknown outcome that is committed after the withdrawal would else
+/// bring the promise back while we stream again.
+pub fn promise(view: &ClusterView, s: &Settings, promise: &FencePromise) -> Txn {
+    let key = Key::Fence(s.me.clone());
+    let unchanged = match view.fences.get(&s.me) {
+        Some(entry) => Compare::Unchanged(key.clone(), entry.modified),
+        None => Compare::Absent(key.clone()),
+    };
+    Txn::when(vec![unchanged], vec![Op::put(key, promise.to_value())])
+}
+
+/// Withdraws whatever promise stands or may still come: a promise against no epoch stays in its place,
+/// so that a late one fails. Only when this is known to be committed may the disk forget.
+pub fn withdraw(s: &Settings) -> Txn {
+    let nothing = FencePromise {
+        v: RECORD_VERSION,
+        epoch: Epoch(0),
+        wal_epoch: Epoch(0),
+        timeline: Timeline(0),
+        lsn: Lsn::NONE,
+    };
+    Txn::always(vec![Op::put(Key::Fence(s.me.clone()), nothing.to_value())])
 }
 
 /// Races for the right to initialise. On the session lease: a bootstrapping member that dies takes its

@@ -69,12 +69,12 @@ pub fn not_applicable(cx_view: &ClusterView, s: &crate::config::Settings) -> Opt
 }
 
 /// Members of `/sync` whose promise against `epoch` stands, best first.
-fn promised(view: &ClusterView, epoch: Epoch) -> Vec<(&MemberName, crate::dcs::FencePromise)> {
+fn promised(view: &ClusterView, epoch: Epoch) -> Vec<MemberName> {
     let mut list: Vec<_> = view
         .fences
         .iter()
         .filter(|(name, entry)| view.sync.lists(name) && entry.promise.epoch == epoch)
-        .map(|(name, entry)| (name, entry.promise.clone()))
+        .map(|(name, entry)| (name, &entry.promise))
         .collect();
     // Every epoch promotes to a higher timeline, so a position on a later one is of a later epoch
     // (S4); within a timeline the primary's WAL is one line. The name only breaks ties.
@@ -83,7 +83,7 @@ fn promised(view: &ClusterView, epoch: Epoch) -> Vec<(&MemberName, crate::dcs::F
             .cmp(&(pa.timeline, pa.lsn))
             .then_with(|| a.cmp(b))
     });
-    list
+    list.into_iter().map(|(name, _)| name.clone()).collect()
 }
 
 /// `|S| - k + 1`: one more than `quorum` in the key, where `quorum = |S| - k`.
@@ -91,6 +91,22 @@ fn needed(view: &ClusterView) -> usize {
     usize::try_from(view.sync.quorum)
         .unwrap_or(usize::MAX)
         .saturating_add(1)
+}
+
+/// The promises that a takeover of `epoch` counts, its winner first, or how many there are when they
+/// are too few. `skip` passes over that many of the best, as long as enough remain: any sufficient set
+/// has a most advanced member of its own, and that one is as safe.
+///
+/// # Errors
+/// The number of promises that stand.
+pub fn takeover_set(
+    view: &ClusterView,
+    epoch: Epoch,
+    skip: usize,
+) -> Result<Vec<MemberName>, usize> {
+    let mut all = promised(view, epoch);
+    let spare = all.len().checked_sub(needed(view)).ok_or(all.len())?;
+    Ok(all.split_off(skip.min(spare)))
 }
 
 /// Called by a standby whose cluster has a leader other than itself.
@@ -250,23 +266,15 @@ fn promised_state(cx: &mut Cx, entry: &RecordEntry, leader: &MemberName) -> Reas
             need: u32::try_from(needed(view)).unwrap_or(u32::MAX),
         };
     }
-    let all = promised(view, epoch);
-    let need = needed(view);
-    if all.len() < need {
+    if let Err(have) = takeover_set(view, epoch, 0) {
         cx.m.suspicion.quorum_since = None;
-        return wait_or_withdraw(cx, entry, promised_at, all.len(), need, leader);
+        return wait_or_withdraw(cx, entry, promised_at, have, needed(view), leader);
     }
     let quorum_since = *cx.m.suspicion.quorum_since.get_or_insert(cx.o.now);
-    // The most advanced of all promises takes over. If it does not, any other sufficient set has a
-    // most advanced member of its own, and that one is as safe.
+    // The most advanced of all promises takes over. If it does not, the next set is asked.
     let skip = usize::try_from(cx.o.now.since(quorum_since).as_millis() / BEST_GRACE.as_millis())
-        .unwrap_or(0)
-        .min(all.len() - need);
-    let set: Vec<MemberName> = all
-        .iter()
-        .skip(skip)
-        .map(|(name, _)| (*name).clone())
-        .collect();
+        .unwrap_or(usize::MAX);
+    let set = takeover_set(view, epoch, skip).unwrap_or_default();
     let Some(best) = set.first() else {
         return Reason::EtcdNeverRead;
     };

@@ -7,8 +7,8 @@ use super::world::World;
 use proto::core::decision::LeaseGoal;
 use proto::core::observation::{DataDir, Sql};
 use proto::dcs::txn::{Compare, Op, Txn};
-use proto::dcs::{Entry, Key, LeaseRecord, RecordState, SyncRecord};
-use proto::ids::{MemberName, Revision};
+use proto::dcs::{ClusterView, Entry, Key, LeaseRecord, RecordState, SyncRecord};
+use proto::ids::{Epoch, MemberName, Revision};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -340,7 +340,8 @@ impl World {
                 }
             }
         }
-        if self.store.snap.entries.keys().any(|k| k.starts_with("fence/")) {
+        let view = ClusterView::read(&self.store.snap);
+        if view.fences.values().any(|f| f.promise.epoch > Epoch(0)) {
             return Some("a promise stands in etcd".into());
         }
         self.unsettled_keys(name)

@@ -11,9 +11,10 @@ use super::story::Tag;
 use super::world::{Ev, World};
 use proto::core::decision::LeaseGoal;
 use proto::core::observation::{HeldRecord, Session, Task, TaskResult};
+use proto::core::txns;
 use proto::dcs::txn::{Compare, LeaseRef, Op, Txn, TxnOutcome};
 use proto::dcs::{Entry, Key, LeaseRecord, Snapshot};
-use proto::ids::{Epoch, LeaseId, Revision};
+use proto::ids::{Epoch, LeaseId, MemberName, Revision};
 use proto::time::MonoTime;
 use std::rc::Rc;
 use std::time::Duration;
@@ -90,6 +91,7 @@ pub struct Keeper {
     pub record_tok: u64,
     pub session_busy: bool,
     pub renewal: Option<Renewal>,
+    pub leader_moved: bool,
     pub renewing: bool,
     pub dead_session: LeaseId,
 }
@@ -105,6 +107,7 @@ impl Keeper {
             record_tok: 0,
             session_busy: false,
             renewal: None,
+            leader_moved: false,
             renewing: false,
             dead_session: LeaseId(0),
         }
@@ -441,7 +444,11 @@ impl World {
         }
         let keeper = &mut self.agent(n).keeper;
         let session = keeper.session_id();
-        let with_leader = session.0 != 0 && session != keeper.dead_session;
+        let moved = std::mem::take(&mut keeper.leader_moved);
+        let with_leader = session.0 != 0 && session != keeper.dead_session && !moved;
+        let agent = self.agent(n);
+        let seen = agent.o.dcs.view.as_ref().and_then(|v| v.leader_name()).cloned();
+        let keeper = &mut agent.keeper;
         let Some(renewal) = keeper.renewal.as_mut() else {
             return;
         };
@@ -449,7 +456,9 @@ impl World {
         if !early.is_zero() {
             return self.record_again(n, nanos(early));
         }
-        let (written, txn) = renewal.attempt(&terms, now, with_leader);
+        let seen = seen.as_ref().map(MemberName::as_str);
+        let leader = with_leader.then(|| txns::leader_beside_record(seen, renewal.owner()));
+        let (written, txn) = renewal.attempt(&terms, now, leader.flatten());
         keeper.renewing = true;
         let limit = attempt_limit(terms.length);
         let what = For::Renew(terms, written, txn.clone(), session);
@@ -516,7 +525,10 @@ impl World {
                 self.record_done(n, 0);
                 self.record_earned(n, terms.epoch, held);
             }
-            Resolved::Again => self.record_done(n, RETRY_PAUSE),
+            Resolved::Again => {
+                self.agent(n).keeper.leader_moved = true;
+                self.record_done(n, RETRY_PAUSE);
+            }
             Resolved::Lost(why) => {
                 self.agent(n).keeper.renewal = None;
                 self.tell(n, Tag::Etcd, || format!("record lost: {why}"));

@@ -14,7 +14,7 @@ use proto::core::observation::{
     AppliedConf, Armed, FailsafeCaller, HeldRecord, Lineage, Outcome, PeerAnswer, PeerStatus,
     RecordSeen, Sql, Task, TaskResult,
 };
-use proto::core::{Memory, Observation};
+use proto::core::{Memory, Observation, txns};
 use proto::dcs::txn::{Compare, Op, Txn, TxnOutcome};
 use proto::dcs::{
     ClusterView, Entry, FencePromise, Key, LeaseRecord, PgRole, RecordState, Snapshot, SyncRecord,
@@ -374,8 +374,11 @@ impl World {
         let txn = self.mutated(task, txn);
         let sent_at = self.local(n);
         let record = own_record(&txn).map(|record| (record, sent_at));
-        if record.is_some() {
-            self.agent(n).claimed.clone_from(&record);
+        if let Some((record, sent_at)) = &record {
+            let agent = self.agent(n);
+            let earlier = agent.claimed.take().filter(|(c, _)| c.epoch == record.epoch);
+            let first = earlier.map_or(*sent_at, |(_, at)| at.min(*sent_at));
+            agent.claimed = Some((record.clone(), first));
         }
         let session = self.agent(n).keeper.session_id();
         let what = For::Commit(task, txn.clone(), session, record);
@@ -465,9 +468,11 @@ impl World {
             if self.mutation == Some(Mutation::LsnOrderOnly) {
                 promise.timeline = Timeline(1);
             }
-            let put = Op::put(Key::Fence(self.names[n].clone()), promise.to_value());
-            self.commit(n, Task::Fence, Txn::always(vec![put]));
-            return;
+            let agent = self.agent(n);
+            if let Some(view) = &agent.o.dcs.view {
+                let txn = txns::promise(view, &agent.s, &promise);
+                return self.commit(n, Task::Fence, txn);
+            }
         }
         let at = self.local(n);
         let agent = self.agent(n);
@@ -916,7 +921,7 @@ impl World {
         if self.mutation == Some(Mutation::WithdrawDiskFirst) {
             self.nodes[n].disk.promised = None;
         }
-        let txn = Txn::always(vec![Op::Delete(Key::Fence(self.names[n].clone()))]);
+        let txn = txns::withdraw(&self.agent(n).s);
         let session = self.agent(n).keeper.session_id();
         let what = For::Withdraw(epoch, txn.clone(), session);
         self.request(n, Req::Txn(txn, session), COMMIT_LIMIT, what);
