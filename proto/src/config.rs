@@ -159,6 +159,9 @@ pub struct ClusterConfig {
     pub max_timelines_history: usize,
     /// How long a crashed primary may take to come back. Zero: fail over at once if possible.
     pub primary_start_timeout: Duration,
+    /// Somebody has chosen that time. Nobody has: in a native cluster with synchronous commits a crash
+    /// is answered by the standby that has everything, which is faster than any recovery.
+    pub primary_start_timeout_chosen: bool,
     /// How long a stop may take in synchronous mode. Zero: no limit.
     pub primary_stop_timeout: Duration,
     /// Delay of the race while WAL from the old primary still arrives.
@@ -401,6 +404,9 @@ impl ClusterConfig {
                 .map(i64::unsigned_abs),
             max_timelines_history: usize::try_from(int("max_timelines_history", 0, 0)).unwrap_or(0),
             primary_start_timeout: renamed("primary_start_timeout", "master_start_timeout", 300),
+            primary_start_timeout_chosen: ["primary_start_timeout", "master_start_timeout"]
+                .iter()
+                .any(|key| doc.get(*key).is_some_and(|value| !value.is_null())),
             primary_stop_timeout: renamed("primary_stop_timeout", "master_stop_timeout", 0),
             primary_race_backoff: Duration::from_secs(
                 int("primary_race_backoff", 0, 0).unsigned_abs(),

@@ -78,7 +78,7 @@ fn leader_down(cx: &mut Cx, tenure: Tenure) -> Reason {
         return leave::begin(cx, None, Reason::ReleasedForStart);
     }
     let limit = cx.s.cluster.primary_start_timeout;
-    if limit.is_zero() {
+    if hands_over_after_crash(cx) {
         match lead::takeover_candidate(cx) {
             lead::Takeover::Asking => return Reason::AskPeers,
             lead::Takeover::By(candidate) => {
@@ -131,6 +131,19 @@ fn leader_down(cx: &mut Cx, tenure: Tenure) -> Reason {
         timeout: start_limit(limit),
     });
     Reason::RecoverPrimary
+}
+
+/// `safety.md` 3: without a wait for others to see the lease run out, a ready synchronous standby is
+/// writable again before crash recovery here could be over. Only once: if nobody takes the lock, or
+/// somebody has chosen how long to try, PostgreSQL is started in place.
+fn hands_over_after_crash(cx: &Cx) -> bool {
+    let cluster = &cx.s.cluster;
+    let crashed = matches!(cx.m.role, Some(PgRole::Primary | PgRole::Promoted));
+    let fast = crashed
+        && cluster.is_synchronous()
+        && !cluster.primary_start_timeout_chosen
+        && leave::native(cx);
+    cluster.primary_start_timeout.is_zero() || fast
 }
 
 fn start_limit(configured: Duration) -> Duration {
