@@ -2,14 +2,19 @@
 //! certificate and basic authentication, in this order and all of them.
 
 use super::answer::Answer;
-use super::dispatch::Caller;
 use super::routes::Access;
+use super::shared::{Caller, Shared};
 use crate::config::secret::Secret;
 use crate::config::{RestApiConfig, VerifyClient};
+use axum::extract::{Extension, Request, State};
+use axum::http::Uri;
+use axum::http::header::{AUTHORIZATION, HeaderMap};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
-use hyper::header::{AUTHORIZATION, HeaderMap};
 use proto::dcs::ClusterView;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long the resolution of one host name may take.
@@ -120,7 +125,7 @@ async fn resolve(host: &str) -> Vec<IpAddr> {
 async fn is_member(source: IpAddr, view: Option<&ClusterView>) -> bool {
     let urls = view.into_iter().flat_map(|view| view.members.values());
     let hosts = urls.filter_map(|member| {
-        let url: hyper::Uri = member.record.api_url.as_ref()?.parse().ok()?;
+        let url: Uri = member.record.api_url.as_ref()?.parse().ok()?;
         Some(
             url.host()?
                 .trim_start_matches('[')
@@ -142,8 +147,31 @@ async fn is_member(source: IpAddr, view: Option<&ClusterView>) -> bool {
     false
 }
 
+/// Stands before a handler.
+#[derive(Clone)]
+pub(super) struct Gate {
+    pub(super) shared: Arc<Shared>,
+    pub(super) access: Access,
+}
+
+/// Lets a request through to its handler, or answers it. The body has not been read then.
+pub(super) async fn guard(
+    State(Gate { shared, access }): State<Gate>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let (published, config) = (shared.published(), shared.config());
+    let (allowlist, view) = (shared.allowlist(), published.view.as_deref());
+    let (headers, restapi) = (request.headers(), &config.restapi);
+    match check(&caller, headers, access, &allowlist, restapi, view).await {
+        Ok(()) => next.run(request).await,
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
 /// Whether the caller may; else the answer.
-pub(super) async fn check(
+async fn check(
     caller: &Caller,
     headers: &HeaderMap,
     access: Access,
@@ -151,9 +179,6 @@ pub(super) async fn check(
     config: &RestApiConfig,
     view: Option<&ClusterView>,
 ) -> Result<(), Answer> {
-    if access == Access::Open {
-        return Ok(());
-    }
     if !allowlist.admits(caller.address, access, view).await {
         return Err(Answer::text(403, "Access is denied"));
     }

@@ -1,11 +1,15 @@
-//! Answers as values, and the one place that turns them into bytes (`rest-api.md` 1.2 to 1.4).
+//! Answers as values, and how they become responses (`rest-api.md` 1.2 to 1.4).
 
+use super::shared::{Caller, Shared};
 use crate::config::RestApiConfig;
-use http_body_util::Full;
-use hyper::body::Bytes;
-use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, SERVER};
-use hyper::{Response, StatusCode};
+use axum::body::Body;
+use axum::extract::{Extension, Request, State};
+use axum::http::StatusCode;
+use axum::http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, SERVER};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
 use proto::rest::requests::Reply;
+use std::sync::Arc;
 
 /// What a request is answered with.
 #[derive(Clone, Debug, PartialEq)]
@@ -142,45 +146,72 @@ fn page(code: u16, message: &str) -> String {
     )
 }
 
-/// The response; `None` for [`Answer::nothing`]. `version` is the one that we tell Patroni members.
-pub(super) fn render(
-    answer: Answer,
-    config: &RestApiConfig,
-    version: &str,
-    secure: bool,
-) -> Option<Response<Full<Bytes>>> {
-    let (content_type, body, extras) = match answer.shape {
-        Shape::Nothing => return None,
-        Shape::Bare => (None, String::new(), false),
-        Shape::Json(text) => (Some("application/json"), text, true),
-        Shape::Plain(text) => (Some("text/plain"), text, true),
-        Shape::Text(text) => (Some("text/html"), text, true),
-        Shape::Page(message) => (
-            Some("text/html;charset=utf-8"),
-            page(answer.code, &message),
-            false,
-        ),
-    };
-    let mut response = Response::new(Full::new(Bytes::from(body)));
-    *response.status_mut() =
-        StatusCode::from_u16(answer.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+/// Marks a response that is not to be sent: the connection is closed instead.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unanswered;
+
+/// Marks a response that takes the headers that the operator wants to see.
+#[derive(Clone, Copy, Debug)]
+struct TakesExtras;
+
+impl IntoResponse for Answer {
+    fn into_response(self) -> Response {
+        let mut response = Response::new(Body::empty());
+        let (content_type, text, extras) = match self.shape {
+            Shape::Nothing => {
+                response.extensions_mut().insert(Unanswered);
+                return response;
+            }
+            Shape::Bare => (None, String::new(), false),
+            Shape::Json(text) => (Some("application/json"), text, true),
+            Shape::Plain(text) => (Some("text/plain"), text, true),
+            Shape::Text(text) => (Some("text/html"), text, true),
+            Shape::Page(message) => {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(CONNECTION, close);
+                let page = page(self.code, &message);
+                (Some("text/html;charset=utf-8"), page, false)
+            }
+        };
+        let code = StatusCode::from_u16(self.code);
+        *response.status_mut() = code.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        *response.body_mut() = Body::from(text);
+        let headers = response.headers_mut();
+        if let Some((name, value)) = self.header
+            && let Ok(value) = HeaderValue::from_str(&value)
+        {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+        if let Some(content_type) = content_type {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        }
+        if extras {
+            response.extensions_mut().insert(TakesExtras);
+        }
+        response
+    }
+}
+
+/// Adds the headers that depend on the configuration of this moment.
+pub(super) async fn finish(
+    State(shared): State<Arc<Shared>>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let mut response = next.run(request).await;
+    let (published, config) = (shared.published(), shared.config());
+    let config = &config.restapi;
+    let extras = response.extensions().get::<TakesExtras>().is_some();
     let headers = response.headers_mut();
-    if let Ok(server) = HeaderValue::from_str(&server_token(config, version)) {
+    // The version is the one that we tell Patroni members.
+    let token = server_token(config, &published.settings.version);
+    if let Ok(server) = HeaderValue::from_str(&token) {
         headers.insert(SERVER, server);
     }
-    if let Some((name, value)) = answer.header
-        && let Ok(value) = HeaderValue::from_str(&value)
-    {
-        headers.insert(HeaderName::from_static(name), value);
-    }
-    if let Some(content_type) = content_type {
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    }
-    if content_type == Some("text/html;charset=utf-8") {
-        headers.insert(CONNECTION, HeaderValue::from_static("close"));
-    }
     if extras {
-        let secure_ones = config.https_extra_headers.iter().filter(|_| secure);
+        let secure_ones = config.https_extra_headers.iter();
+        let secure_ones = secure_ones.filter(|_| caller.secure);
         for (name, value) in config.http_extra_headers.iter().chain(secure_ones) {
             // What is no header is left out; the configuration check has named it.
             if let (Ok(name), Ok(value)) = (
@@ -191,5 +222,5 @@ pub(super) fn render(
             }
         }
     }
-    Some(response)
+    response
 }

@@ -2,8 +2,10 @@
 //! request into etcd, and follow the published view until it shows the result.
 
 use super::answer::Answer;
-use super::dispatch::Shared;
+use super::extract::{Body, Now};
+use super::shared::Shared;
 use crate::clock;
+use axum::extract::State;
 use proto::config::ClusterConfig;
 use proto::dcs::txn::TxnOutcome;
 use proto::dcs::{ClusterView, Compare, Key, Op, Txn};
@@ -11,14 +13,33 @@ use proto::ids::{MemberName, Revision};
 use proto::rest::requests::Reply;
 use proto::rest::{HandoverKind, HandoverRequest, Published};
 use serde_json::{Map, Value};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long the slowest candidate may take to say whether it could lead.
 const CANDIDATE_LIMIT: Duration = Duration::from_secs(2);
 
-/// `POST /switchover` and `POST /failover`. When etcd does not answer, the connection is closed without
-/// a byte: `patronictl` then writes the request to etcd itself, which an answer would keep it from.
-pub(super) async fn request(
+/// `POST /switchover`.
+pub(super) async fn switchover(
+    State(shared): State<Arc<Shared>>,
+    Now(published): Now,
+    Body(body): Body,
+) -> Answer {
+    request(&shared, &published, HandoverKind::Switchover, &body).await
+}
+
+/// `POST /failover`.
+pub(super) async fn failover(
+    State(shared): State<Arc<Shared>>,
+    Now(published): Now,
+    Body(body): Body,
+) -> Answer {
+    request(&shared, &published, HandoverKind::Failover, &body).await
+}
+
+/// Both of them. When etcd does not answer, the connection is closed without a byte: `patronictl` then
+/// writes the request to etcd itself, which an answer would keep it from.
+async fn request(
     shared: &Shared,
     published: &Published,
     kind: HandoverKind,
@@ -90,7 +111,7 @@ async fn follow(
 }
 
 /// `DELETE /switchover`: only a scheduled one, and only while nobody else touches it.
-pub(super) async fn cancel(shared: &Shared) -> Answer {
+pub(super) async fn cancel(State(shared): State<Arc<Shared>>) -> Answer {
     let limit = shared.etcd_limit();
     let Some(snapshot) = shared.state.etcd.read(limit).await else {
         return Answer::nothing();

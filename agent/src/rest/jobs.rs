@@ -2,13 +2,15 @@
 //! published snapshot already forbids is refused here (`rest-api.md` 11 to 13, 15).
 
 use super::answer::Answer;
-use super::dispatch::Shared;
+use super::extract::{Body, InFailsafeMode, MaybeBody, Now};
+use super::shared::Shared;
 use super::{ReplyTo, RestRequest};
 use crate::clock;
+use axum::extract::State;
+use proto::rest::RestartBody;
 use proto::rest::requests::{ReinitBody, failsafe_caller, failsafe_obstacle};
 use proto::rest::status::sample;
-use proto::rest::{Published, RestartBody};
-use serde_json::{Map, Value};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -42,15 +44,15 @@ fn answer_or(reply: Option<(u16, String)>, code: u16, text: &str) -> Answer {
 
 /// `POST /restart`.
 pub(super) async fn restart(
-    shared: &Shared,
-    published: &Published,
-    body: &Map<String, Value>,
+    State(shared): State<Arc<Shared>>,
+    Now(published): Now,
+    MaybeBody(body): MaybeBody,
 ) -> Answer {
-    let body = match RestartBody::parse(body, published.paused, clock::wall()) {
+    let body = match RestartBody::parse(&body, published.paused, clock::wall()) {
         Ok(body) => body,
         Err(reply) => return reply.into(),
     };
-    if let Some(reply) = body.obstacle(published) {
+    if let Some(reply) = body.obstacle(&published) {
         return reply.into();
     }
     let default = published.settings.cluster.primary_start_timeout;
@@ -60,18 +62,21 @@ pub(super) async fn restart(
     } else {
         start + RESTART_EXTRA
     };
-    let reply = ask_loop(shared, |reply| RestRequest::Restart { body, reply }, limit).await;
+    let reply = ask_loop(&shared, |reply| RestRequest::Restart { body, reply }, limit).await;
     answer_or(reply, 503, "postgres is still starting")
 }
 
 /// `DELETE /restart`.
-pub(super) async fn cancel_restart(shared: &Shared, published: &Published) -> Answer {
+pub(super) async fn cancel_restart(
+    State(shared): State<Arc<Shared>>,
+    Now(published): Now,
+) -> Answer {
     if published.wishes.scheduled_restart.is_none() {
         return Answer::text(404, "no restarts are scheduled");
     }
     let request = |reply| RestRequest::CancelScheduledRestart { reply };
     answer_or(
-        ask_loop(shared, request, LOOP_LIMIT).await,
+        ask_loop(&shared, request, LOOP_LIMIT).await,
         503,
         "the agent is busy",
     )
@@ -79,12 +84,12 @@ pub(super) async fn cancel_restart(shared: &Shared, published: &Published) -> An
 
 /// `POST /reinitialize`.
 pub(super) async fn reinitialize(
-    shared: &Shared,
-    published: &Published,
-    body: &Map<String, Value>,
+    State(shared): State<Arc<Shared>>,
+    Now(published): Now,
+    MaybeBody(body): MaybeBody,
 ) -> Answer {
-    let body = ReinitBody::parse(body);
-    if let Some(reply) = body.obstacle(published) {
+    let body = ReinitBody::parse(&body);
+    if let Some(reply) = body.obstacle(&published) {
         return reply.into();
     }
     let ReinitBody { force, from_leader } = body;
@@ -94,39 +99,49 @@ pub(super) async fn reinitialize(
         reply,
     };
     answer_or(
-        ask_loop(shared, request, LOOP_LIMIT).await,
+        ask_loop(&shared, request, LOOP_LIMIT).await,
         503,
         "the agent is busy",
     )
 }
 
 /// `POST /reload`.
-pub(super) fn reload(shared: &Shared) -> Answer {
+pub(super) async fn reload(State(shared): State<Arc<Shared>>) -> Answer {
     match shared.state.requests.try_send(RestRequest::Reload) {
         Ok(()) => Answer::text(202, "reload scheduled"),
         Err(_) => Answer::text(503, "the agent is busy"),
     }
 }
 
+/// `POST /sigterm`: kept for compatibility; does nothing.
+pub(super) async fn sigterm() -> Answer {
+    Answer::text(202, "shutdown scheduled")
+}
+
+/// `POST /citus` and `POST /mpp`: kept for compatibility; do nothing.
+pub(super) async fn other_clusters(_: Body) -> Answer {
+    Answer::text(200, "OK")
+}
+
 /// `POST /failsafe`.
 pub(super) async fn failsafe(
-    shared: &Shared,
-    published: &Published,
-    body: &Map<String, Value>,
+    State(shared): State<Arc<Shared>>,
+    InFailsafeMode(published): InFailsafeMode,
+    Body(body): Body,
 ) -> Answer {
-    let Some(caller) = failsafe_caller(body, clock::now()) else {
+    let Some(caller) = failsafe_caller(&body, clock::now()) else {
         return Answer::page(400);
     };
-    if let Some(reply) = failsafe_obstacle(published) {
+    if let Some(reply) = failsafe_obstacle(&published) {
         return reply.into();
     }
     let request = |reply| RestRequest::Failsafe { caller, reply };
     let answer = answer_or(
-        ask_loop(shared, request, FAILSAFE_REPLY_LIMIT).await,
+        ask_loop(&shared, request, FAILSAFE_REPLY_LIMIT).await,
         503,
         "the agent is busy",
     );
-    let position = sample(published).map(|s| s.receive_lsn.max(s.replay_lsn).0);
+    let position = sample(&published).map(|s| s.receive_lsn.max(s.replay_lsn).0);
     match position.filter(|lsn| *lsn != 0) {
         Some(lsn) => answer.with("lsn", lsn),
         None => answer,

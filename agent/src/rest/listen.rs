@@ -3,13 +3,21 @@
 
 use super::RestState;
 use super::access::Allowlist;
-use super::connections::{Connections, Place};
-use super::dispatch::{Caller, Shared, answer};
+use super::answer::Unanswered;
+use super::connections::{Connections, Place, Slot};
+use super::routes::router;
+use super::shared::{Caller, Shared};
 use crate::config::{AgentConfig, RestApiConfig, ServerTls};
 use crate::tls::{TlsError, server_config};
+use axum::Router;
+use axum::body::Body;
+use axum::http::uri::PathAndQuery;
+use axum::http::{Method, Request, Response, Uri, header};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper::service::service_fn;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use nix::sys::socket::{setsockopt, sockopt};
 use rustls::ServerConfig;
 use std::io;
@@ -118,6 +126,7 @@ pub async fn serve(state: RestState) -> Result<RestHandle, RestError> {
     );
     let door = Door {
         shared: shared.clone(),
+        router: router(shared.clone()),
         connections: Arc::new(Connections::new()),
         tls: current_tls,
         stop: stop.clone(),
@@ -236,6 +245,7 @@ async fn remember_failsafe(shared: Arc<Shared>, stop: CancellationToken) {
 #[derive(Clone)]
 struct Door {
     shared: Arc<Shared>,
+    router: Router,
     connections: Arc<Connections>,
     tls: watch::Receiver<Option<Arc<ServerConfig>>>,
     stop: CancellationToken,
@@ -317,6 +327,54 @@ async fn accept(door: Door, listener: TcpListener) {
     }
 }
 
+/// The connection is to be closed without an answer.
+#[derive(Debug, thiserror::Error)]
+#[error("closed without an answer, on purpose")]
+struct NoAnswer;
+
+/// Hands one request to the router.
+async fn answer(
+    router: &TowerToHyperService<Router>,
+    slot: &Slot,
+    caller: Caller,
+    mut request: Request<Incoming>,
+) -> Result<Response<Body>, NoAnswer> {
+    slot.busy.store(true, Ordering::Relaxed);
+    let head = request.method() == Method::HEAD;
+    *request.uri_mut() = with_one_slash(request.uri());
+    request.extensions_mut().insert(caller);
+    let mut response = match router.call(request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    };
+    slot.busy.store(false, Ordering::Relaxed);
+    if response.extensions().get::<Unanswered>().is_some() {
+        return Err(NoAnswer);
+    }
+    if head {
+        // Of the body that GET would have; axum can only say how long this one is.
+        response.headers_mut().remove(header::CONTENT_LENGTH);
+    }
+    Ok(response)
+}
+
+/// `//primary` is `/primary` (`rest-api.md` 2), which has to be so before the router looks.
+fn with_one_slash(uri: &Uri) -> Uri {
+    let path = uri.path();
+    if !path.starts_with("//") {
+        return uri.clone();
+    }
+    let query = uri.query().map(|query| format!("?{query}"));
+    let path = format!(
+        "/{}{}",
+        path.trim_start_matches('/'),
+        query.unwrap_or_default()
+    );
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = PathAndQuery::try_from(path).ok();
+    Uri::from_parts(parts).unwrap_or_else(|_| uri.clone())
+}
+
 /// A peer that is gone is noticed within seconds (`rest-api.md` 1.1). Nothing depends on it: a socket
 /// that refuses these options is served like any other.
 fn guard_socket(stream: &TcpStream) {
@@ -370,13 +428,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let slot = &place.slot;
-    let shared = &door.shared;
-    let service = service_fn(|request| async move {
-        slot.busy.store(true, Ordering::Relaxed);
-        let response = answer(shared, caller, request).await;
-        slot.busy.store(false, Ordering::Relaxed);
-        response
-    });
+    let router = TowerToHyperService::new(door.router.clone());
+    let service = service_fn(|request| answer(&router, slot, caller, request));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_LIMIT)

@@ -1,31 +1,30 @@
 //! The REST server: Patroni's interface, answered from the published snapshot (`rest-api.md`).
 //!
 //! ```text
-//!  socket ─▶ listen ─▶ dispatch ─▶ routes ─▶ access ─▶ read | config | jobs | handover ─▶ Answer
-//!            limits,   one request  who is     may the   what to say (rules: proto::rest)    │
-//!            TLS                    meant      caller?                                  answer.rs ─▶ bytes
+//!  socket ─▶ listen ─▶ routes ─▶ access ─▶ read | config | jobs | handover ─▶ Answer ─▶ answer
+//!            limits,   axum's    may the   what to say (rules: proto::rest)           headers,
+//!            TLS       router    caller?                                              bytes
 //! ```
 //!
 //! What it must not do: ask PostgreSQL, or judge. Health checks read [`Published`] and the clock and
 //! wait for nothing, so neither a hung server nor a lost etcd can delay them. Only requests of
 //! operators wait: for etcd, for peers, or for the member loop, each within a limit.
 //!
-//! The server is built on hyper itself rather than on a framework: the interface routes by the first
-//! segment of a path and by substrings, checks access before it reads a body, and sometimes has to
-//! close a connection without an answer; a router would only be in the way.
+//! axum routes, hyper serves the connections: `axum::serve` has no limits on slow and idle clients, and
+//! cannot close a connection without an answer.
 
 mod access;
 mod answer;
-mod body;
 mod config;
 mod connections;
-mod dispatch;
+mod extract;
 mod handover;
 mod jobs;
 mod listen;
 mod openapi;
 mod read;
 mod routes;
+mod shared;
 mod store;
 
 pub use listen::{RestError, RestHandle, serve};

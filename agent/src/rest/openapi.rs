@@ -1,10 +1,13 @@
-//! `GET /openapi.json`, made from the route table.
+//! `GET /openapi.json`, made from the operations that the router has.
 
-use super::routes::{Access, BodyRule, ROUTES, Route};
+use super::answer::Answer;
+use super::routes::{Access, BodyRule, Operation, Operations};
+use axum::extract::Extension;
+use axum::http::StatusCode;
 use proto::rest::json::to_text;
 use serde_json::{Map, Value, json};
 
-/// The health checks, which have no rows in the table: any path is one.
+/// The health checks, which are no operations of the router: any path is one.
 const HEALTH_PATHS: &[(&str, &str)] = &[
     (
         "/",
@@ -29,8 +32,12 @@ const HEALTH_PATHS: &[(&str, &str)] = &[
     ("/health", "Whether PostgreSQL runs."),
 ];
 
-/// The document.
-pub(super) fn document(version: &str) -> String {
+/// `GET /openapi.json`.
+pub(super) async fn document(Extension(operations): Extension<Operations>) -> Answer {
+    Answer::json(200, describe(&operations, env!("CARGO_PKG_VERSION")))
+}
+
+fn describe(operations: &[Operation], version: &str) -> String {
     let mut paths = Map::new();
     for (path, summary) in HEALTH_PATHS {
         let check = json!({"summary": summary, "responses": responses(&[200, 503])});
@@ -39,11 +46,11 @@ pub(super) fn document(version: &str) -> String {
             json!({"get": check, "head": check, "options": check}),
         );
     }
-    for route in ROUTES {
-        let path = format!("/{}", route.segment);
+    for known in operations {
+        let path = format!("/{}", known.segment);
         let entry = paths.entry(path).or_insert_with(|| json!({}));
         if let Some(methods) = entry.as_object_mut() {
-            methods.insert(route.method.to_lowercase(), operation(route));
+            methods.insert(known.method.to_lowercase(), operation(known));
         }
     }
     to_text(&json!({
@@ -54,28 +61,28 @@ pub(super) fn document(version: &str) -> String {
     }))
 }
 
-fn operation(route: &Route) -> Value {
+fn operation(known: &Operation) -> Value {
     let mut doc = Map::new();
-    doc.insert("summary".into(), json!(route.summary));
-    if route.access != Access::Open {
+    doc.insert("summary".into(), json!(known.summary));
+    if known.access != Access::Open {
         doc.insert("security".into(), json!([{"basic": []}, {}]));
     }
-    if route.body != BodyRule::None {
+    if known.body != BodyRule::None {
         doc.insert(
             "requestBody".into(),
             json!({
-                "required": route.body == BodyRule::Mandatory,
+                "required": known.body == BodyRule::Mandatory,
                 "content": {"application/json": {"schema": {"type": "object"}}},
             }),
         );
     }
-    doc.insert("responses".into(), responses(route.codes));
+    doc.insert("responses".into(), responses(known.codes));
     Value::Object(doc)
 }
 
 fn responses(codes: &[u16]) -> Value {
     let describe = |code: &u16| {
-        let reason = hyper::StatusCode::from_u16(*code)
+        let reason = StatusCode::from_u16(*code)
             .ok()
             .and_then(|c| c.canonical_reason());
         (

@@ -1,16 +1,22 @@
 //! Everything that is only looked at: health checks, documents, metrics. No waiting in here.
 
 use super::answer::Answer;
-use super::dispatch::Shared;
+use super::extract::{Now, Parameters};
+use super::shared::Shared;
 use crate::clock;
-use hyper::Method;
+use axum::extract::State;
+use axum::http::Method;
 use proto::config::ClusterConfig;
 use proto::dcs::ConfigRecord;
 use proto::rest::cluster::history_document;
 use proto::rest::health::{alive, ready, verdict};
 use proto::rest::json::to_text;
-use proto::rest::{Published, Query, cluster_document, metrics, status_document};
+use proto::rest::{Published, Query, cluster_document, metrics as metrics_of, status_document};
 use serde_json::{Map, Value, json};
+use std::sync::Arc;
+
+/// Entries of the journal in one answer, unless the request says how many.
+const JOURNAL_LINES: usize = 200;
 
 /// A health check: the status line alone for `HEAD` and `OPTIONS`, the status document for `GET`.
 pub(super) fn health(published: &Published, method: &Method, path: &str, query: &Query) -> Answer {
@@ -27,13 +33,13 @@ pub(super) fn health(published: &Published, method: &Method, path: &str, query: 
 }
 
 /// `GET /patroni`.
-pub(super) fn status(published: &Published) -> Answer {
-    Answer::json(200, to_text(&status_document(published)))
+pub(super) async fn status(Now(published): Now) -> Answer {
+    Answer::json(200, to_text(&status_document(&published)))
 }
 
 /// `GET /liveness`.
-pub(super) fn liveness(published: &Published) -> Answer {
-    Answer::bare(if alive(published, clock::now()) {
+pub(super) async fn liveness(Now(published): Now) -> Answer {
+    Answer::bare(if alive(&published, clock::now()) {
         200
     } else {
         503
@@ -41,8 +47,8 @@ pub(super) fn liveness(published: &Published) -> Answer {
 }
 
 /// `GET /readiness`.
-pub(super) fn readiness(published: &Published, query: &Query) -> Answer {
-    Answer::bare(if ready(published, query, clock::now()) {
+pub(super) async fn readiness(Now(published): Now, Parameters(query): Parameters) -> Answer {
+    Answer::bare(if ready(&published, &query, clock::now()) {
         200
     } else {
         503
@@ -50,7 +56,7 @@ pub(super) fn readiness(published: &Published, query: &Query) -> Answer {
 }
 
 /// `GET /cluster`. Without a view there is nothing that would not be a guess.
-pub(super) fn cluster(published: &Published) -> Answer {
+pub(super) async fn cluster(Now(published): Now) -> Answer {
     let Some(view) = published.view.as_deref() else {
         return Answer::page(503);
     };
@@ -63,7 +69,7 @@ pub(super) fn cluster(published: &Published) -> Answer {
 }
 
 /// `GET /history`.
-pub(super) fn history(published: &Published) -> Answer {
+pub(super) async fn history(Now(published): Now) -> Answer {
     match published.view.as_deref() {
         Some(view) => Answer::json(200, to_text(&history_document(view))),
         None => Answer::page(503),
@@ -71,7 +77,7 @@ pub(super) fn history(published: &Published) -> Answer {
 }
 
 /// `GET /config`.
-pub(super) fn config(published: &Published) -> Answer {
+pub(super) async fn config(Now(published): Now) -> Answer {
     match published.view.as_deref().map(|view| &view.config) {
         Some(ConfigRecord::Document { document, .. }) => Answer::json(200, to_text(document)),
         Some(ConfigRecord::Absent | ConfigRecord::Garbled { .. }) => Answer::page(502),
@@ -80,7 +86,7 @@ pub(super) fn config(published: &Published) -> Answer {
 }
 
 /// `GET /failsafe`: the last known list, which outlives etcd, since it is needed when etcd is away.
-pub(super) fn failsafe(shared: &Shared) -> Answer {
+pub(super) async fn failsafe(State(shared): State<Arc<Shared>>) -> Answer {
     match shared.failsafe() {
         Some(record) => Answer::json(200, to_text(&record.members)),
         None => Answer::page(502),
@@ -88,16 +94,16 @@ pub(super) fn failsafe(shared: &Shared) -> Answer {
 }
 
 /// `GET /metrics`.
-pub(super) fn metrics_page(shared: &Shared, published: &Published) -> Answer {
+pub(super) async fn metrics(State(shared): State<Arc<Shared>>, Now(published): Now) -> Answer {
     let me = &published.settings.me;
     let listed = shared
         .failsafe()
         .is_some_and(|record| record.members.contains_key(me));
-    Answer::plain(metrics::page(published, listed, clock::now()))
+    Answer::plain(metrics_of::page(&published, listed, clock::now()))
 }
 
 /// `GET /garden`: what `gardenctl explain` shows.
-pub(super) fn garden(published: &Published) -> Answer {
+pub(super) async fn garden(Now(published): Now) -> Answer {
     let now = clock::now();
     let left = published.leader_until.map(|until| millis(now.until(until)));
     let doc = json!({
@@ -116,6 +122,18 @@ pub(super) fn garden(published: &Published) -> Answer {
         "view_revision": published.view.as_ref().map(|view| view.revision),
     });
     Answer::json(200, to_text(&without_nulls(doc)))
+}
+
+/// `GET /garden/journal`: what `gardenctl timeline` shows. Without `limit`, [`JOURNAL_LINES`] at most.
+pub(super) async fn journal(
+    State(shared): State<Arc<Shared>>,
+    Parameters(query): Parameters,
+) -> Answer {
+    match query.get("limit").map(str::parse) {
+        None => Answer::plain(shared.state.journal.lines(JOURNAL_LINES)),
+        Some(Ok(limit)) => Answer::plain(shared.state.journal.lines(limit)),
+        Some(Err(_)) => Answer::page(400),
+    }
 }
 
 fn millis(duration: std::time::Duration) -> u64 {

@@ -1,34 +1,20 @@
 //! Which handler a request is for: the method and the first segment of the path decide
-//! (`rest-api.md` 2). The same table is the source of the OpenAPI document.
+//! (`rest-api.md` 2). Each operation is registered here once, with all that the OpenAPI document says
+//! of it.
 
-use hyper::Method;
-
-/// A handler.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Endpoint {
-    Liveness,
-    Readiness,
-    Status,
-    Cluster,
-    History,
-    ShowConfig,
-    PatchConfig,
-    PutConfig,
-    Metrics,
-    FailsafeMembers,
-    Failsafe,
-    Reload,
-    Sigterm,
-    Restart,
-    CancelRestart,
-    Reinitialize,
-    Failover,
-    Switchover,
-    CancelSwitchover,
-    OtherClusters,
-    Garden,
-    OpenApi,
-}
+use super::access::{self, Gate};
+use super::answer::{self, Answer};
+use super::extract::{BODY_BYTES_MAX, Now, Parameters};
+use super::shared::Shared;
+use super::{config, handover, jobs, openapi, read};
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Extension};
+use axum::handler::Handler;
+use axum::http::{Method, Uri};
+use axum::middleware::from_fn_with_state;
+use axum::routing::{MethodFilter, MethodRouter, any};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Who may call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,115 +35,147 @@ pub(super) enum BodyRule {
     Mandatory,
 }
 
-/// One row.
-pub(super) struct Route {
+/// One thing that can be asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Operation {
     pub(super) method: &'static str,
+    /// First segment of the path, with what must follow if not everything may.
     pub(super) segment: &'static str,
-    pub(super) endpoint: Endpoint,
     pub(super) access: Access,
     pub(super) body: BodyRule,
-    pub(super) summary: &'static str,
     pub(super) codes: &'static [u16],
+    pub(super) summary: &'static str,
 }
 
-const fn route(
+const fn operation(
     method: &'static str,
     segment: &'static str,
-    endpoint: Endpoint,
     access: Access,
     body: BodyRule,
     codes: &'static [u16],
     summary: &'static str,
-) -> Route {
-    Route {
+) -> Operation {
+    Operation {
         method,
         segment,
-        endpoint,
         access,
         body,
-        summary,
         codes,
+        summary,
     }
 }
+
+/// All operations, for the OpenAPI document.
+pub(super) type Operations = Arc<[Operation]>;
 
 use Access::{Checked, CheckedWithoutMembers, Open};
 use BodyRule::{Mandatory, None as NoBody, Optional};
 
-/// All of them.
+/// The whole interface.
 #[rustfmt::skip]
-pub(super) const ROUTES: &[Route] = &[
-    route("GET", "liveness", Endpoint::Liveness, Open, NoBody, &[200, 503], "Whether the agent's loop still cycles."),
-    route("GET", "readiness", Endpoint::Readiness, Open, NoBody, &[200, 503], "Whether this member leads, or streams closely enough."),
-    route("GET", "patroni", Endpoint::Status, Open, NoBody, &[200], "The status of this member."),
-    route("GET", "cluster", Endpoint::Cluster, Open, NoBody, &[200, 503], "All members."),
-    route("GET", "history", Endpoint::History, Open, NoBody, &[200, 503], "One line for each finished timeline."),
-    route("GET", "config", Endpoint::ShowConfig, Open, NoBody, &[200, 502, 503], "The dynamic configuration."),
-    route("GET", "metrics", Endpoint::Metrics, Open, NoBody, &[200], "Metrics for Prometheus."),
-    route("GET", "failsafe", Endpoint::FailsafeMembers, Open, NoBody, &[200, 502], "Whom a primary must reach while etcd is away."),
-    route("GET", "garden", Endpoint::Garden, Open, NoBody, &[200], "What this member last decided, and why."),
-    route("GET", "openapi.json", Endpoint::OpenApi, Open, NoBody, &[200], "This document."),
-    route("PATCH", "config", Endpoint::PatchConfig, Checked, Mandatory, &[200, 400, 401, 403, 409, 411, 503], "Merge into the dynamic configuration."),
-    route("PUT", "config", Endpoint::PutConfig, Checked, Mandatory, &[200, 400, 401, 403, 411, 502], "Replace the dynamic configuration."),
-    route("POST", "reload", Endpoint::Reload, Checked, NoBody, &[202, 401, 403, 503], "Read the local configuration again."),
-    route("POST", "sigterm", Endpoint::Sigterm, Checked, NoBody, &[202, 401, 403], "Kept for compatibility; does nothing."),
-    route("POST", "restart", Endpoint::Restart, Checked, Optional, &[200, 202, 400, 401, 403, 409, 422, 500, 503], "Restart PostgreSQL, now or at a time."),
-    route("DELETE", "restart", Endpoint::CancelRestart, Checked, NoBody, &[200, 401, 403, 404, 503], "Forget the scheduled restart."),
-    route("POST", "reinitialize", Endpoint::Reinitialize, Checked, Optional, &[200, 400, 401, 403, 503], "Throw the data directory away and clone."),
-    route("POST", "switchover", Endpoint::Switchover, Checked, Mandatory, &[200, 202, 400, 401, 403, 411, 412, 422, 503], "Hand leadership over, now or at a time."),
-    route("POST", "failover", Endpoint::Failover, Checked, Mandatory, &[200, 202, 400, 401, 403, 411, 412, 422, 503], "Give leadership to a candidate."),
-    route("DELETE", "switchover", Endpoint::CancelSwitchover, Checked, NoBody, &[200, 401, 403, 404, 409], "Forget the scheduled switchover."),
-    route("POST", "failsafe", Endpoint::Failsafe, CheckedWithoutMembers, Mandatory, &[200, 400, 401, 403, 411, 500, 502, 503], "A primary asks whether it may go on without etcd."),
-    route("POST", "citus", Endpoint::OtherClusters, Checked, Mandatory, &[200, 400, 401, 403, 411], "Kept for compatibility; does nothing."),
-    route("POST", "mpp", Endpoint::OtherClusters, Open, Mandatory, &[200, 400, 411], "Kept for compatibility; does nothing."),
-];
-
-/// The row of a request; `None` when it has no handler of its own.
-pub(super) fn find(method: &Method, path: &str) -> Option<&'static Route> {
-    let segment = path.trim_start_matches('/').split('/').next()?;
-    ROUTES
-        .iter()
-        .find(|route| route.segment == segment && route.method == method.as_str())
+pub(super) fn router(shared: Arc<Shared>) -> Router {
+    Table::new(shared)
+        .on(operation("GET", "liveness", Open, NoBody, &[200, 503], "Whether the agent's loop still cycles."), read::liveness)
+        .on(operation("GET", "readiness", Open, NoBody, &[200, 503], "Whether this member leads, or streams closely enough."), read::readiness)
+        .on(operation("GET", "patroni", Open, NoBody, &[200], "The status of this member."), read::status)
+        .on(operation("GET", "cluster", Open, NoBody, &[200, 503], "All members."), read::cluster)
+        .on(operation("GET", "history", Open, NoBody, &[200, 503], "One line for each finished timeline."), read::history)
+        .on(operation("GET", "config", Open, NoBody, &[200, 502, 503], "The dynamic configuration."), read::config)
+        .on(operation("GET", "metrics", Open, NoBody, &[200], "Metrics for Prometheus."), read::metrics)
+        .on(operation("GET", "failsafe", Open, NoBody, &[200, 502], "Whom a primary must reach while etcd is away."), read::failsafe)
+        .on(operation("GET", "garden", Open, NoBody, &[200], "What this member last decided, and why."), read::garden)
+        .on(operation("GET", "garden/journal", Open, NoBody, &[200, 400], "The newest decisions as JSON lines, `limit` of them at most."), read::journal)
+        .on(operation("GET", "openapi.json", Open, NoBody, &[200], "This document."), openapi::document)
+        .on(operation("PATCH", "config", Checked, Mandatory, &[200, 400, 401, 403, 409, 411, 503], "Merge into the dynamic configuration."), config::patch)
+        .on(operation("PUT", "config", Checked, Mandatory, &[200, 400, 401, 403, 411, 502], "Replace the dynamic configuration."), config::put)
+        .on(operation("POST", "reload", Checked, NoBody, &[202, 401, 403, 503], "Read the local configuration again."), jobs::reload)
+        .on(operation("POST", "sigterm", Checked, NoBody, &[202, 401, 403], "Kept for compatibility; does nothing."), jobs::sigterm)
+        .on(operation("POST", "restart", Checked, Optional, &[200, 202, 400, 401, 403, 409, 422, 500, 503], "Restart PostgreSQL, now or at a time."), jobs::restart)
+        .on(operation("DELETE", "restart", Checked, NoBody, &[200, 401, 403, 404, 503], "Forget the scheduled restart."), jobs::cancel_restart)
+        .on(operation("POST", "reinitialize", Checked, Optional, &[200, 400, 401, 403, 503], "Throw the data directory away and clone."), jobs::reinitialize)
+        .on(operation("POST", "switchover", Checked, Mandatory, &[200, 202, 400, 401, 403, 411, 412, 422, 503], "Hand leadership over, now or at a time."), handover::switchover)
+        .on(operation("POST", "failover", Checked, Mandatory, &[200, 202, 400, 401, 403, 411, 412, 422, 503], "Give leadership to a candidate."), handover::failover)
+        .on(operation("DELETE", "switchover", Checked, NoBody, &[200, 401, 403, 404, 409], "Forget the scheduled switchover."), handover::cancel)
+        .on(operation("POST", "failsafe", CheckedWithoutMembers, Mandatory, &[200, 400, 401, 403, 411, 500, 502, 503], "A primary asks whether it may go on without etcd."), jobs::failsafe)
+        .on(operation("POST", "citus", Checked, Mandatory, &[200, 400, 401, 403, 411], "Kept for compatibility; does nothing."), jobs::other_clusters)
+        .on(operation("POST", "mpp", Open, Mandatory, &[200, 400, 411], "Kept for compatibility; does nothing."), jobs::other_clusters)
+        .into_router()
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// The operations, while they are collected.
+struct Table {
+    shared: Arc<Shared>,
+    operations: Vec<Operation>,
+    segments: BTreeMap<&'static str, MethodRouter<Arc<Shared>>>,
+}
 
-    #[test]
-    fn the_first_segment_decides() {
-        let endpoint = |method, path| find(&method, path).map(|route| route.endpoint);
-        assert_eq!(
-            endpoint(Method::GET, "/patroni/x/y"),
-            Some(Endpoint::Status)
-        );
-        assert_eq!(
-            endpoint(Method::GET, "/config/ttl"),
-            Some(Endpoint::ShowConfig)
-        );
-        assert_eq!(
-            endpoint(Method::PATCH, "/config"),
-            Some(Endpoint::PatchConfig)
-        );
-        assert_eq!(endpoint(Method::HEAD, "/patroni"), None);
-        assert_eq!(endpoint(Method::POST, "/"), None);
-        assert_eq!(endpoint(Method::PUT, "/patroni"), None);
-        assert_eq!(endpoint(Method::DELETE, "/failover"), None);
-        assert_eq!(endpoint(Method::GET, "/Patroni"), None);
-    }
-
-    #[test]
-    fn everything_that_changes_something_is_checked() {
-        for route in ROUTES
-            .iter()
-            .filter(|route| route.method != "GET" && route.segment != "mpp")
-        {
-            assert_ne!(
-                route.access,
-                Access::Open,
-                "{} /{}",
-                route.method,
-                route.segment
-            );
+impl Table {
+    fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            operations: Vec::new(),
+            segments: BTreeMap::new(),
         }
     }
+
+    /// Adds an operation. Its access is checked before its handler sees the request.
+    fn on<H, T>(mut self, operation: Operation, handler: H) -> Self
+    where
+        H: Handler<T, Arc<Shared>>,
+        T: 'static,
+    {
+        let filter = match operation.method {
+            "GET" => MethodFilter::GET,
+            "POST" => MethodFilter::POST,
+            "PUT" => MethodFilter::PUT,
+            "PATCH" => MethodFilter::PATCH,
+            _ => MethodFilter::DELETE,
+        };
+        let gate = Gate {
+            shared: self.shared.clone(),
+            access: operation.access,
+        };
+        let methods = self.segments.remove(operation.segment);
+        // HEAD has no operations of its own, and must not fall back to GET as it does by default.
+        let methods = methods.unwrap_or_else(|| any(anything_else).head(anything_else));
+        let methods = match operation.access {
+            Open => methods.on(filter, handler),
+            Checked | CheckedWithoutMembers => methods.on(
+                filter,
+                handler.layer(from_fn_with_state(gate, access::guard)),
+            ),
+        };
+        self.segments.insert(operation.segment, methods);
+        self.operations.push(operation);
+        self
+    }
+
+    fn into_router(self) -> Router {
+        let mut router = Router::new();
+        for (segment, methods) in self.segments {
+            router = router
+                .route(&format!("/{segment}"), methods.clone())
+                .route(&format!("/{segment}/"), methods.clone())
+                .route(&format!("/{segment}/{{*rest}}"), methods);
+        }
+        router
+            .fallback(anything_else)
+            .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+            .layer(Extension(Operations::from(self.operations)))
+            .layer(from_fn_with_state(self.shared.clone(), answer::finish))
+            .with_state(self.shared)
+    }
+}
+
+/// What no operation is for: a health check, whatever its path, or the page that says 501.
+async fn anything_else(
+    method: Method,
+    uri: Uri,
+    Now(published): Now,
+    Parameters(query): Parameters,
+) -> Answer {
+    if [Method::GET, Method::HEAD, Method::OPTIONS].contains(&method) {
+        return read::health(&published, &method, uri.path(), &query);
+    }
+    Answer::page_saying(501, &format!("Unsupported method ('{method}')"))
 }

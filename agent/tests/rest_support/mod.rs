@@ -4,6 +4,7 @@
 
 use garden_agent::clock;
 use garden_agent::config::{AgentConfig, Loader};
+use garden_agent::journal::JournalReader;
 use garden_agent::peers::Peers;
 use garden_agent::rest::{RestHandle, RestRequest, RestState, Store, StoreFuture, serve};
 use proto::config::{ClusterConfig, Settings, Tags};
@@ -206,6 +207,16 @@ impl Server {
         records: &[(&str, &str)],
         describe: impl FnOnce(&FakeEtcd) -> Published,
     ) -> Self {
+        Self::start_with(JournalReader::default(), config, records, describe).await
+    }
+
+    /// The same with a journal.
+    pub async fn start_with(
+        journal: JournalReader,
+        config: Arc<AgentConfig>,
+        records: &[(&str, &str)],
+        describe: impl FnOnce(&FakeEtcd) -> Published,
+    ) -> Self {
         let etcd = Arc::new(FakeEtcd::default());
         for (key, value) in records {
             etcd.put(key, value);
@@ -219,6 +230,7 @@ impl Server {
             etcd: etcd.clone(),
             peers: Peers::new(&config.ctl).expect("client"),
             config: config_rx,
+            journal,
         })
         .await
         .expect("server starts");
