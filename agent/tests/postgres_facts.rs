@@ -230,6 +230,7 @@ fn agent_config(name: &str, port: u16, dir: &Path) -> AgentConfig {
         ctl: CtlConfig::default(),
         etcd: EtcdConfig::default(),
         tags: Tags::default(),
+        guardian: garden_agent::config::GuardianConfig::default(),
         watchdog: WatchdogConfig {
             mode: WatchdogMode::Off,
             device: PathBuf::new(),

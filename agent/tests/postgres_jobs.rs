@@ -14,12 +14,6 @@ use proto::wal::{Lsn, Timeline};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Not a test: the guardian of the tests below is this program, run again with only this selected.
-#[test]
-fn guardian_process() {
-    postgres::be_the_guardian();
-}
-
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn stop(mode: StopMode) -> Job {

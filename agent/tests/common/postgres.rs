@@ -1,14 +1,13 @@
 //! Members without an etcd: a driver, a guardian and a PostgreSQL 15 each, run as the user `postgres`.
 
 use garden_agent::config::{AgentConfig, Loader};
-use garden_agent::guardian::{self, AttachOptions, GuardianClient};
+use garden_agent::guardian::{AttachOptions, GuardianClient};
 use garden_agent::postgres::{PgContext, PgEvent, Postgres, connect};
 use proto::config::ClusterConfig;
 use proto::core::job::{Job, JobEnd, Upstream};
 use proto::core::observation::{LocalPostgres, Sql, SqlSample, Task, TaskResult};
 use proto::ids::JobId;
 use serde_json::{Map, Value};
-use std::ffi::OsString;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -54,33 +53,10 @@ pub fn as_postgres(test: &str, body: impl Future<Output = ()>) {
     runtime.block_on(async { tokio::time::timeout(LIMIT * 6, body).await.expect("test in time") });
 }
 
-/// What the test `guardian_process` does when it is the guardian.
-pub fn be_the_guardian() {
-    #[derive(clap::Parser)]
-    struct Words {
-        #[command(subcommand)]
-        command: Sub,
-    }
-    #[derive(clap::Subcommand)]
-    enum Sub {
-        Guardian(guardian::Args),
-    }
-    if std::env::var_os("GARDEN_TEST_GUARDIAN").is_none() {
-        return;
-    }
-    let words = std::env::args_os().skip_while(|word| word != "--");
-    let Sub::Guardian(args) = <Words as clap::Parser>::parse_from(words).command;
-    std::process::exit(i32::from(guardian::run(&args)));
-}
-
 fn guardian_options(root: &Path) -> AttachOptions {
-    let words = ["guardian_process", "--exact", "--nocapture", "--test-threads=1", "--"];
     AttachOptions {
+        program: PathBuf::from(env!("CARGO_BIN_EXE_garden-agent")),
         log: Some(root.join("guardian.log")),
-        prefix: (
-            words.iter().map(OsString::from).collect(),
-            vec![("GARDEN_TEST_GUARDIAN".into(), "1".into())],
-        ),
         ..AttachOptions::default()
     }
 }
