@@ -108,12 +108,41 @@ fn shutdown_position_reaches_the_standby() {
         assert_eq!(sql_of(&sample).expect("just checked").receive_lsn, lsn);
 
         let started = Instant::now();
-        assert_eq!(b.job(Job::Promote { epoch: Epoch(0) }).await, JobEnd::Done);
+        assert_eq!(b.job(Job::Promote { epoch: Epoch(0), above: Timeline::FIRST }).await, JobEnd::Done);
         println!("promotion: {:?}", started.elapsed());
         assert_eq!(b.query("SELECT count(*) FROM t").await.as_deref(), Some("1000"));
         // In order, so without a rewind.
         assert_eq!(a.job(standby_of(&b)).await, JobEnd::Done);
         a.streams_from(&b).await;
+    });
+}
+
+/// Two members that are promoted from the same timeline one after the other would both make the same
+/// number, and nothing could tell their WAL apart (S4).
+#[test]
+fn a_promotion_skips_numbers_that_are_taken_and_others_can_follow() {
+    as_postgres("a_promotion_skips_numbers_that_are_taken_and_others_can_follow", async {
+        let mut a = primary("a", 23080).await;
+        let mut b = standby("b", 23081, &a).await;
+        let mut c = standby("c", 23082, &a).await;
+        a.query("CREATE TABLE t AS SELECT 1 AS n").await;
+        assert!(matches!(a.job(stop(StopMode::Fast)).await, JobEnd::Stopped { .. }));
+        let promote = Job::Promote { epoch: Epoch(0), above: Timeline(3) };
+        assert_eq!(b.job(promote).await, JobEnd::Done);
+        let timeline = "SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)";
+        assert_eq!(b.query(timeline).await.as_deref(), Some("00000004"));
+
+        assert_eq!(c.job(Job::Follow { follow: b.upstream() }).await, JobEnd::Done);
+        c.streams_from(&b).await;
+        b.query("UPDATE t SET n = 2").await;
+        c.query_until("SELECT n::text FROM t", "2").await;
+        // The old primary too, and again after a restart of both.
+        assert_eq!(a.job(standby_of(&b)).await, JobEnd::Done);
+        a.streams_from(&b).await;
+        let restart = |follow| Job::Restart { timeout: TIMEOUT, wish: None, follow };
+        assert_eq!(b.job(restart(Upstream::None)).await, JobEnd::Done);
+        assert_eq!(c.job(restart(b.upstream())).await, JobEnd::Done);
+        c.streams_from(&b).await;
     });
 }
 
@@ -129,7 +158,7 @@ fn a_diverged_primary_is_rewound_and_others_follow_by_reload() {
         for node in [&mut b, &mut c] {
             node.sample(|pg| sql_of(pg).is_some_and(|sql| sql.replay_lsn >= lsn)).await;
         }
-        assert_eq!(b.job(Job::Promote { epoch: Epoch(0) }).await, JobEnd::Done);
+        assert_eq!(b.job(Job::Promote { epoch: Epoch(0), above: Timeline::FIRST }).await, JobEnd::Done);
         b.query("INSERT INTO t VALUES ('b')").await;
 
         let before = c.query("SELECT pg_postmaster_start_time()").await;
@@ -274,14 +303,14 @@ fn pre_promote_can_refuse_and_a_slow_one_can_be_cancelled() {
         let refuse = "postgresql: {pre_promote: \"/bin/sh -c 'echo not today >&2; exit 1'\"}";
         let mut b = Node::new("b", 23071, refuse);
         assert_eq!(b.job(clone_of(&a)).await, JobEnd::Done);
-        let end = b.job(Job::Promote { epoch: Epoch(1) }).await;
+        let end = b.job(Job::Promote { epoch: Epoch(1), above: Timeline::FIRST }).await;
         assert!(matches!(&end, JobEnd::Failed(Failure::PrePromote(why)) if why.contains("not today")));
         assert_eq!(b.query("SELECT pg_is_in_recovery()").await.as_deref(), Some("t"));
         drop(b);
 
         let mut c = Node::new("c", 23072, "postgresql: {pre_promote: sleep 60}");
         assert_eq!(c.job(clone_of(&a)).await, JobEnd::Done);
-        let id = c.start(Job::Promote { epoch: Epoch(1) });
+        let id = c.start(Job::Promote { epoch: Epoch(1), above: Timeline::FIRST });
         c.phase_of(id, "pre_promote").await;
         let second = c.job(Job::CrashRecovery).await;
         assert!(why(&second).contains("still runs"), "{second:?}");

@@ -27,18 +27,35 @@ fn shape() -> Shape {
 
 /// A fault on whoever is the primary at that time.
 fn on_primary(kind: Kind, at: T, lasts: T) -> Fault {
-    Fault { kind, at, lasts, node: 0, other: 1, dice: 0, primary: true }
+    Fault {
+        kind,
+        at,
+        lasts,
+        node: 0,
+        other: 1,
+        dice: 0,
+        primary: true,
+    }
 }
 
 fn on(node: usize, kind: Kind, at: T, lasts: T) -> Fault {
-    Fault { node, primary: false, ..on_primary(kind, at, lasts) }
+    Fault {
+        node,
+        primary: false,
+        ..on_primary(kind, at, lasts)
+    }
 }
 
 /// Runs the faults in a cluster of this shape, which must stay safe and become healthy again.
 fn story(shape: Shape, faults: &[Fault]) -> Outcome {
     let told = std::env::var_os("SIM_TELL").is_some();
     let outcome = (0..8).map(|seed| {
-        let plan = Plan { seed, shape: shape.clone(), faults: faults.to_vec(), mutation: None };
+        let plan = Plan {
+            seed,
+            shape: shape.clone(),
+            faults: faults.to_vec(),
+            mutation: None,
+        };
         let outcome = run(&plan, &mut Nursery::default(), told);
         if told || outcome.failed.is_some() {
             println!("{}", outcome.story.lines.join("\n"));
@@ -69,9 +86,16 @@ fn a_lost_primary_is_replaced_once() {
 
 #[test]
 fn a_switchover_takes_one_promotion() {
-    for (sync, kind) in [("off", Kind::Switchover), ("on", Kind::Switchover), ("quorum", Kind::SwitchoverTo)] {
+    for (sync, kind) in [
+        ("off", Kind::Switchover),
+        ("on", Kind::Switchover),
+        ("quorum", Kind::SwitchoverTo),
+    ] {
         for other in [0, 1, 2] {
-            let asked = Fault { other, ..on_primary(kind, SEC, SEC) };
+            let asked = Fault {
+                other,
+                ..on_primary(kind, SEC, SEC)
+            };
             let outcome = story(Shape { sync, ..shape() }, &[asked]);
             assert!(outcome.promotions <= 1);
         }
@@ -82,15 +106,30 @@ fn a_switchover_takes_one_promotion() {
 #[test]
 fn a_leader_that_was_fenced_while_its_agent_was_down_leads_again_if_nobody_else_can() {
     let down = on(0, Kind::AgentCrash, SEC, 9 * SEC);
-    story(Shape { nodes: 1, ..shape() }, &[down]);
+    story(
+        Shape {
+            nodes: 1,
+            ..shape()
+        },
+        &[down],
+    );
 }
 
 /// Each answer of the guardian woke the loop, which ordered the same again at once.
 #[test]
 fn a_leader_without_its_record_does_not_keep_asking_the_guardian() {
     let hangs = on(0, Kind::LoopStall, 3 * SEC, 8 * SEC);
-    let asked = Fault { other: 0, ..on(1, Kind::Switchover, SEC, 4 * SEC) };
-    story(Shape { sync: "quorum", ..shape() }, &[hangs, asked]);
+    let asked = Fault {
+        other: 0,
+        ..on(1, Kind::Switchover, SEC, 4 * SEC)
+    };
+    story(
+        Shape {
+            sync: "quorum",
+            ..shape()
+        },
+        &[hangs, asked],
+    );
 }
 
 /// A standby took the lock of an etcd that knew nothing, while the primary still held its lease.
@@ -99,7 +138,10 @@ fn a_standby_does_not_lead_because_etcd_has_forgotten_everything() {
     let frozen = on_primary(Kind::NodeFreeze, SEC, 4 * SEC);
     let wiped = on(0, Kind::EtcdWiped, 1_500 * MS, SEC);
     for profile in ["tuned", "fast"] {
-        story(Shape { profile, ..shape() }, &[frozen.clone(), wiped.clone()]);
+        story(
+            Shape { profile, ..shape() },
+            &[frozen.clone(), wiped.clone()],
+        );
     }
 }
 
@@ -127,9 +169,19 @@ fn a_rewind_whose_source_is_not_there_is_tried_again_at_leisure() {
 #[test]
 fn a_primary_that_crashes_while_a_switchover_is_prepared_recovers() {
     let stopped = on_primary(Kind::AgentFreeze, SEC, 1_300 * MS);
-    let asked = Fault { other: 1, ..on_primary(Kind::Switchover, 1_500 * MS, SEC) };
+    let asked = Fault {
+        other: 1,
+        ..on_primary(Kind::Switchover, 1_500 * MS, SEC)
+    };
     let crash = on_primary(Kind::PgCrash, 1_800 * MS, SEC);
-    story(Shape { sync: "on", native: false, ..shape() }, &[stopped, asked, crash]);
+    story(
+        Shape {
+            sync: "on",
+            native: false,
+            ..shape()
+        },
+        &[stopped, asked, crash],
+    );
 }
 
 /// The record of the agent before it counted for one of an earlier life, whose PostgreSQL was stopped as
@@ -139,7 +191,31 @@ fn an_agent_restarted_in_pause_leads_on_when_the_pause_ends() {
     let pause = on_primary(Kind::Pause, 2 * SEC, 12 * SEC);
     let restart = on_primary(Kind::AgentCrash, 4 * SEC, 5 * SEC);
     for native in [true, false] {
-        let outcome = story(Shape { native, ..shape() }, &[pause.clone(), restart.clone()]);
+        let outcome = story(
+            Shape { native, ..shape() },
+            &[pause.clone(), restart.clone()],
+        );
         assert_eq!(outcome.promotions, 0);
     }
+}
+
+/// Two members that led one after the other both made timeline 2 from the same position; the first of
+/// them never streamed again, and nothing could tell why.
+#[test]
+fn two_promotions_never_make_the_same_timeline() {
+    let first = on(0, Kind::Shutdown, SEC, 8 * SEC);
+    let second = on(1, Kind::Shutdown, 3 * SEC, 11 * SEC);
+    let two = Shape {
+        nodes: 2,
+        sync: "quorum",
+        strict: true,
+        native: false,
+        ..shape()
+    };
+    let swapped = [
+        on(1, Kind::Shutdown, SEC, 8 * SEC),
+        on(0, Kind::Shutdown, 3 * SEC, 11 * SEC),
+    ];
+    story(two.clone(), &[first, second]);
+    story(two, &swapped);
 }

@@ -56,7 +56,10 @@ fn work(next: &AtomicU64, runs: u64, until: Instant, total: &Mutex<Total>) {
         let outcome = run(&plan, &mut nursery, false);
         if seed % 100 == 0 {
             let again = run(&plan, &mut nursery, false);
-            assert_eq!(again.story.trace, outcome.story.trace, "seed {seed} is not repeatable");
+            assert_eq!(
+                again.story.trace, outcome.story.trace,
+                "seed {seed} is not repeatable"
+            );
         }
         mine.runs += 1;
         mine.events += outcome.events;
@@ -113,7 +116,8 @@ fn no_seed_breaks_a_promise() {
     if let Some(seed) = number("SIM_SEED") {
         return tell(seed);
     }
-    let seconds = number("SIM_SECONDS").unwrap_or(0);
+    // A debug build is some twenty times slower; the release build is the real run.
+    let seconds = number("SIM_SECONDS").unwrap_or(if cfg!(debug_assertions) { 20 } else { 60 });
     let from = number("SIM_FROM").unwrap_or(0);
     let runs = number("SIM_RUNS").map_or(u64::MAX, |k| from + k);
     let until = Instant::now() + Duration::from_secs(seconds);
@@ -132,6 +136,9 @@ fn no_seed_breaks_a_promise() {
     if let Some((seed, why)) = total.failures.iter().next() {
         let plan = shrink(&Plan::of_seed(*seed), &mut Nursery::default());
         println!("fewest faults of seed {seed}: {:#?}", plan.faults);
-        panic!("{} seeds fail, the first is SIM_SEED={seed}: {why}", total.failures.len());
+        panic!(
+            "{} seeds fail, the first is SIM_SEED={seed}: {why}",
+            total.failures.len()
+        );
     }
 }

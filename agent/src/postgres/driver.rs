@@ -493,7 +493,7 @@ async fn carry_out_job(cx: &JobCx, job: &Job) -> Result<JobEnd, JobError> {
                 Stop { mode: *mode, checkpoint_first: *checkpoint_first, timeout: *timeout };
             stop::run(cx, &stop).await
         }
-        Job::Promote { epoch: _ } => promote::run(cx).await,
+        Job::Promote { epoch: _, above } => promote::run(cx, *above).await,
         Job::Restart { timeout, wish: _, follow } => follow::again(cx, follow, *timeout).await,
         Job::Follow { follow } => follow::run(cx, follow).await,
         Job::Rewind { source } => rewind::run(cx, source).await,

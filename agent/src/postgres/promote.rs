@@ -2,11 +2,13 @@
 //! server is out of recovery.
 
 use super::connect;
+use super::history;
 use super::shared::{JobCx, JobError, ProcessSet, chain};
 use super::tool::Tool;
 use crate::config::value::shell_words;
 use nix::sys::signal::Signal;
 use proto::core::job::{Failure, JobEnd};
+use proto::wal::Timeline;
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_postgres::Client;
@@ -22,14 +24,23 @@ const PRE_PROMOTE_LIMIT: Duration = Duration::from_secs(300);
 
 /// [`proto::core::job::Job::Promote`]. [`JobEnd::StillStarting`] when recovery did not end in time; it
 /// goes on.
-pub(super) async fn run(job: &JobCx) -> Result<JobEnd, JobError> {
+pub(super) async fn run(job: &JobCx, above: Timeline) -> Result<JobEnd, JobError> {
     pre_promote(job).await?;
     job.check()?;
     if !matches!(job.shared.process_set(), ProcessSet::Alive(_)) {
         return Err(JobError::other("PostgreSQL does not run"));
     }
+    let dir = job.ctx().data_dir();
+    job.blocking(move || history::occupy(&dir, above)).await?;
     job.phase("promoting").await;
-    let client = order(job).await?;
+    let client = match order(job).await {
+        Ok(client) => client,
+        Err(err) => {
+            let dir = job.ctx().data_dir();
+            job.blocking(move || history::vacate(&dir)).await?;
+            return Err(err);
+        }
+    };
     let limit = OUT_LIMIT_MIN.max(job.ctx().cluster().primary_start_timeout);
     wait_out_of_recovery(job, client, Some(limit)).await
 }

@@ -3,6 +3,7 @@
 
 use super::connect::{self, ConnectError};
 use super::conf::{self, ConfState};
+use super::history;
 use super::pgdata;
 use super::shared::{JobCx, JobError, POLL, ProcessSet, chain};
 use crate::config::env;
@@ -35,6 +36,8 @@ pub(super) async fn standby(
     follow: &Upstream,
     timeout: Duration,
 ) -> Result<JobEnd, JobError> {
+    let dir = job.ctx().data_dir();
+    job.blocking(move || history::vacate(&dir)).await?;
     let state = job.shared.conf_state(true, follow);
     launch(job, &state, timeout).await
 }

@@ -122,11 +122,12 @@ fn leader_down(cx: &mut Cx, tenure: Tenure) -> Reason {
         return Reason::ArmFirst;
     }
     if let Some(names) = lead::names_for_start(cx)
-        && !cx.configured(Some(names), true) {
-            return Reason::PreparePromotion {
-                what: "synchronous standby names".into(),
-            };
-        }
+        && !cx.configured(Some(names), true)
+    {
+        return Reason::PreparePromotion {
+            what: "synchronous standby names".into(),
+        };
+    }
     cx.start(Job::StartPrimary {
         timeout: start_limit(limit),
     });

@@ -206,13 +206,14 @@ pub(super) fn after_stop(cx: &mut Cx) -> Reason {
         return back(cx, &candidate);
     }
     if cx.may(Task::Peers)
-        && let Some(url) = cx.member(&candidate).and_then(|m| m.api_url.clone()) {
-            let peers = [(candidate.clone(), url)].into();
-            cx.push(super::decision::Action::AskPeers {
-                peers,
-                limit: lead::ASK_LIMIT,
-            });
-        }
+        && let Some(url) = cx.member(&candidate).and_then(|m| m.api_url.clone())
+    {
+        let peers = [(candidate.clone(), url)].into();
+        cx.push(super::decision::Action::AskPeers {
+            peers,
+            limit: lead::ASK_LIMIT,
+        });
+    }
     cx.wake_in(Duration::from_millis(20));
     Reason::HandoverWait {
         candidate: candidate.to_string(),

@@ -5,7 +5,80 @@
 
 use crate::dcs::{HistoryLine, HistoryRecord};
 use crate::ids::MemberName;
-use crate::wal::{Timeline, TimelineHistory};
+use crate::wal::{Lsn, Timeline, TimelineHistory};
+
+/// Why a line stands for a number that no ancestor of the present timeline has.
+const SKIPPED: &str = "the number is taken by another promotion";
+
+/// Why a line stands for a promotion that has not ended yet.
+const CLAIMED: &str = "claimed for a promotion";
+
+/// A number for the next timeline that nobody has used (S4).
+///
+/// PostgreSQL takes the number after its own, so two members that are promoted one after the other
+/// from the same timeline both make, say, timeline 2. If they also start at the same position, nothing
+/// tells the two apart: `pg_rewind` sees no reason to work, and a standby never streams or, worse,
+/// streams the wrong bytes. So whoever is about to be promoted first writes into `/history` which
+/// number it takes, and stays above every number that stands there.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Claim {
+    /// The new timeline is to be higher than this.
+    Above(Timeline),
+    /// `/history` has to say so first.
+    Write(HistoryRecord),
+}
+
+/// What [`claim`] has to know of the member that asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Claimant<'a> {
+    /// Who asks.
+    pub me: &'a MemberName,
+    /// Its timeline.
+    pub timeline: Timeline,
+    /// How far its WAL goes.
+    pub position: Lsn,
+    /// Now, as ISO text.
+    pub now: &'a str,
+    /// How many lines `/history` keeps; zero keeps all.
+    pub keep: usize,
+}
+
+/// The claim of a member that holds the lock.
+pub fn claim(key: &HistoryRecord, by: &Claimant<'_>) -> Claim {
+    let ours = key.lines.last().filter(|line| {
+        line.reason == CLAIMED
+            && line.new_leader.as_deref() == Some(by.me.as_str())
+            && line.timeline >= by.timeline
+    });
+    if let Some(line) = ours {
+        return Claim::Above(line.timeline);
+    }
+    let known = key.cluster_timeline().unwrap_or(Timeline::FIRST);
+    let taken = known.max(by.timeline);
+    let mut lines: Vec<HistoryLine> = key.lines.clone();
+    lines.retain(|line| line.timeline < taken);
+    lines.push(HistoryLine {
+        timeline: taken,
+        lsn: by.position,
+        reason: CLAIMED.to_owned(),
+        timestamp: Some(by.now.to_owned()),
+        new_leader: Some(by.me.as_str().to_owned()),
+    });
+    Claim::Write(HistoryRecord {
+        present: true,
+        lines: newest(lines, by.keep),
+        modified: key.modified,
+    })
+}
+
+fn newest(lines: Vec<HistoryLine>, keep: usize) -> Vec<HistoryLine> {
+    let surplus = if keep == 0 {
+        0
+    } else {
+        lines.len().saturating_sub(keep)
+    };
+    lines.into_iter().skip(surplus).collect()
+}
 
 /// What the running primary should write to `/history`; `None` when the key is right as it is, or when
 /// the history file of the present timeline is not there yet.
@@ -25,17 +98,22 @@ pub fn next(
         return stale.then(|| HistoryRecord {
             present: true,
             lines: Vec::new(),
+            modified: key.modified,
         });
     }
     let (history, written_at) = local.filter(|(history, _)| history.timeline == timeline)?;
-    let newest = history.switches.last()?;
+    let last = history.switches.last()?;
     let complete = key.lines.last().is_some_and(|line| {
-        line.timeline.next() == timeline && line.timestamp.is_some() && line.new_leader.is_some()
+        line.timeline.next() == timeline
+            && line.lsn == last.switch
+            && line.reason != CLAIMED
+            && line.timestamp.is_some()
+            && line.new_leader.is_some()
     });
     if complete {
         return None;
     }
-    let lines: Vec<HistoryLine> = history
+    let mut lines: Vec<HistoryLine> = history
         .switches
         .iter()
         .map(|switch| {
@@ -43,7 +121,7 @@ pub fn next(
                 .lines
                 .iter()
                 .find(|line| line.timeline == switch.parent && line.lsn == switch.switch);
-            let is_newest = switch.parent == newest.parent;
+            let is_newest = switch.parent == last.parent;
             HistoryLine {
                 timeline: switch.parent,
                 lsn: switch.switch,
@@ -61,15 +139,20 @@ pub fn next(
             }
         })
         .collect();
-    let surplus = if keep == 0 {
-        0
-    } else {
-        lines.len().saturating_sub(keep)
-    };
-    let lines = lines.into_iter().skip(surplus).collect();
+    // Readers take the last line's number plus one for the present timeline.
+    if last.parent.next() < timeline {
+        lines.push(HistoryLine {
+            timeline: Timeline(timeline.0.saturating_sub(1)),
+            lsn: last.switch,
+            reason: SKIPPED.to_owned(),
+            timestamp: Some(written_at.clone()),
+            new_leader: Some(me.as_str().to_owned()),
+        });
+    }
     Some(HistoryRecord {
         present: true,
-        lines,
+        lines: newest(lines, keep),
+        modified: key.modified,
     })
 }
 
@@ -158,6 +241,51 @@ mod tests {
             expect![[
                 r#"[[1,16777216,"why"],[2,33554432,"why","2026-01-02T03:04:05.678901+00:00","pg1"]]"#
             ]],
+        );
+    }
+
+    fn by<'a>(me: &'a MemberName, timeline: u32) -> Claimant<'a> {
+        Claimant {
+            me,
+            timeline: Timeline(timeline),
+            position: Lsn(77),
+            now: "now",
+            keep: 0,
+        }
+    }
+
+    #[test]
+    fn a_number_that_somebody_has_taken_is_not_taken_again() {
+        let me = MemberName::from("pg1");
+        let key = HistoryRecord::parse(r#"[[1,50,"why","then","pg2"]]"#).expect("well formed");
+        let Claim::Write(written) = claim(&key, &by(&me, 1)) else {
+            panic!("nobody has claimed anything");
+        };
+        expect![[r#"[[1,50,"why","then","pg2"],[2,77,"claimed for a promotion","now","pg1"]]"#]]
+            .assert_eq(&written.to_value());
+        assert_eq!(claim(&written, &by(&me, 1)), Claim::Above(Timeline(2)));
+        let other = MemberName::from("pg0");
+        assert!(matches!(claim(&written, &by(&other, 2)), Claim::Write(_)));
+        assert!(
+            matches!(claim(&written, &by(&me, 3)), Claim::Write(_)),
+            "used up"
+        );
+    }
+
+    #[test]
+    fn a_skipped_number_shows_so_that_readers_still_tell_the_timeline() {
+        let history = TimelineHistory::parse(Timeline(4), "1\t0/10\twhy\n").expect("well formed");
+        let local = (history, "then".to_owned());
+        let key = HistoryRecord::default();
+        let written = next(&key, Timeline(4), Some(&local), &"pg1".into(), 0).expect("news");
+        expect![[
+            r#"[[1,16,"why","then","pg1"],[3,16,"the number is taken by another promotion","then","pg1"]]"#
+        ]]
+        .assert_eq(&written.to_value());
+        assert_eq!(written.cluster_timeline(), Some(Timeline(4)));
+        assert_eq!(
+            next(&written, Timeline(4), Some(&local), &"pg1".into(), 0),
+            None
         );
     }
 

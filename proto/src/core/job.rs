@@ -96,6 +96,9 @@ pub enum Job {
     Promote {
         /// Our tenure; zero under a compatible lease.
         epoch: Epoch,
+        /// The new timeline must be higher: up to here every number is taken
+        /// ([`super::history::claim`]).
+        above: Timeline,
     },
     /// Stop fast and start again in the same role.
     Restart {

@@ -11,12 +11,12 @@ use super::reason::Reason;
 use super::sync::{self, SyncStep};
 use super::tenure::Tenure;
 use super::txns;
-use super::{follow, quorum};
+use super::{follow, history, lag, quorum};
 use crate::config::SyncMode;
 use crate::dcs::PgRole;
 use crate::ids::{Epoch, MemberName};
 use crate::time::MonoTime;
-use crate::wal::Lsn;
+use crate::wal::{Lsn, Timeline};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -36,9 +36,8 @@ pub(super) fn inherit(cx: &mut Cx) -> Reason {
         // An earlier life led in an epoch that we cannot renew. A server that is writable, or may
         // become so, goes down first; then the epoch is over and the next one may be claimed. The
         // deadline stays armed meanwhile.
-        let may_write = cx.alive()
-            && !cx.o.postgres.signal_file
-            && cx.sample().is_none_or(|s| !s.in_recovery);
+        let may_write =
+            cx.alive() && !cx.o.postgres.signal_file && cx.sample().is_none_or(|s| !s.in_recovery);
         if may_write && !cx.paused() {
             return super::decide::stop_for(
                 cx,
@@ -115,9 +114,9 @@ pub(super) fn decide(cx: &mut Cx, tenure: Tenure) -> Reason {
             .guardian
             .armed
             .is_none_or(|armed| armed.deadline < until)
-        {
-            order_arm(cx, tenure.epoch, until);
-        }
+    {
+        order_arm(cx, tenure.epoch, until);
+    }
     let Some(sample) = cx.sample() else {
         return leading(cx, tenure);
     };
@@ -215,17 +214,46 @@ fn promote(cx: &mut Cx, tenure: Tenure, armed: bool) -> Reason {
         cx.wake(at);
         return Reason::PromotionPending;
     }
+    let above = claim_timeline(cx);
     if let Some(reason) = prepare_sync(cx) {
         return reason;
     }
+    let Some(above) = above else {
+        return Reason::PreparePromotion {
+            what: "the number of the new timeline".into(),
+        };
+    };
     if !armed {
         return Reason::ArmFirst;
     }
     cx.probe(Duration::from_millis(20));
     cx.start(Job::Promote {
         epoch: tenure.epoch,
+        above,
     });
     Reason::Promote
+}
+
+/// The number that the new timeline must exceed, once `/history` says that we take it (S4).
+fn claim_timeline(cx: &mut Cx) -> Option<Timeline> {
+    let view = cx.view()?;
+    let sample = cx.sample()?;
+    let now = cx.o.wall.to_iso();
+    let claimant = history::Claimant {
+        me: &cx.s.me,
+        timeline: sample.timeline?,
+        position: lag::position(sample),
+        now: &now,
+        keep: cx.s.cluster.max_timelines_history,
+    };
+    match history::claim(&view.history, &claimant) {
+        history::Claim::Above(timeline) => Some(timeline),
+        history::Claim::Write(record) => {
+            let txn = txns::claim_timeline(&view.history, cx.s, &record);
+            cx.write(Task::History, txn);
+            None
+        }
+    }
 }
 
 /// S9: before the promotion PostgreSQL already waits for those whom the key names, so that no commit is
@@ -528,12 +556,12 @@ fn failsafe(cx: &mut Cx, tenure: &Tenure) -> Option<Reason> {
             accepted: true,
             sent_at,
         } = outcome.result
-        {
-            let until = sent_at + promise;
-            if until > cx.m.failsafe_until.unwrap_or_default() && sent_at > tenure.sent_at {
-                cx.m.failsafe_until = Some(until);
-            }
+    {
+        let until = sent_at + promise;
+        if until > cx.m.failsafe_until.unwrap_or_default() && sent_at > tenure.sent_at {
+            cx.m.failsafe_until = Some(until);
         }
+    }
     let since_last = cx
         .outcome(Task::AskFailsafe)
         .map_or(Duration::MAX, |o| cx.o.now.since(o.at));

@@ -44,9 +44,10 @@ pub(super) fn role(cx: &Cx) -> PgRole {
         cx.o.job
             .as_ref()
             .filter(|j| matches!(j.job, Job::Promote { .. }))
-        && job.phase == "promoting" {
-            return PgRole::Promoted;
-        }
+        && job.phase == "promoting"
+    {
+        return PgRole::Promoted;
+    }
     cx.m.role.unwrap_or(PgRole::Uninitialized)
 }
 

@@ -5,8 +5,8 @@ use super::observation::Session;
 use crate::config::Settings;
 use crate::dcs::records::RECORD_VERSION;
 use crate::dcs::{
-    ClusterView, Compare, FailoverRecord, FencePromise, Key, LeaseRecord, Op, RecordState,
-    StatusRecord, SyncRecord, Txn,
+    ClusterView, Compare, FailoverRecord, FencePromise, HistoryRecord, Key, LeaseRecord, Op,
+    RecordState, StatusRecord, SyncRecord, Txn,
 };
 use crate::ids::{Epoch, MemberName, SystemId};
 use crate::wal::{Lsn, Timeline};
@@ -85,11 +85,7 @@ pub fn claim(view: &ClusterView, by: &Claimant<'_>) -> Txn {
 /// The takeover of a fenced epoch: compares the record, `/sync`, and every promise that was counted, at
 /// the revisions at which they were counted (`DESIGN.md` 3). A withdrawn promise or a changed `/sync`
 /// fails it.
-pub fn fenced_claim(
-    view: &ClusterView,
-    by: &Claimant<'_>,
-    counted: &[MemberName],
-) -> Option<Txn> {
+pub fn fenced_claim(view: &ClusterView, by: &Claimant<'_>, counted: &[MemberName]) -> Option<Txn> {
     let mut txn = claim(view, by);
     txn.when
         .push(Compare::Unchanged(Key::Sync, view.sync.modified?));
@@ -262,6 +258,19 @@ pub fn withdraw(s: &Settings) -> Txn {
         lsn: Lsn::NONE,
     };
     Txn::always(vec![Op::put(Key::Fence(s.me.clone()), nothing.to_value())])
+}
+
+/// Takes the number of a timeline (S4): by the holder of the lock, over the history that was read, so
+/// that two promotions never choose from the same picture.
+pub fn claim_timeline(read: &HistoryRecord, s: &Settings, claimed: &HistoryRecord) -> Txn {
+    let as_read = match read.modified {
+        Some(revision) => Compare::Unchanged(Key::History, revision),
+        None => Compare::Absent(Key::History),
+    };
+    Txn::when(
+        vec![Compare::Value(Key::Leader, me(s)), as_read],
+        vec![Op::put(Key::History, claimed.to_value())],
+    )
 }
 
 /// Races for the right to initialise. On the session lease: a bootstrapping member that dies takes its

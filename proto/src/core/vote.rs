@@ -255,7 +255,8 @@ fn promised_state(cx: &mut Cx, entry: &RecordEntry, leader: &MemberName) -> Reas
     let promised_at = *cx.m.suspicion.promised_at.get_or_insert(cx.o.now);
     if view
         .fences
-        .get(&cx.s.me).is_none_or(|f| f.promise.epoch != epoch)
+        .get(&cx.s.me)
+        .is_none_or(|f| f.promise.epoch != epoch)
     {
         // An earlier life stored it and did not publish it, or the write is under way.
         if cx.may(Task::Fence) {

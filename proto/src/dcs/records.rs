@@ -497,10 +497,13 @@ pub struct HistoryRecord {
     pub present: bool,
     /// Oldest first.
     pub lines: Vec<HistoryLine>,
+    /// For compare-and-set; `None` when the key does not exist.
+    #[serde(default)]
+    pub modified: Option<Revision>,
 }
 
 impl HistoryRecord {
-    /// Reads a value.
+    /// Reads a value. Its revision is the caller's to fill in.
     pub fn parse(value: &str) -> Result<Self, String> {
         let rows: Vec<Vec<Value>> = serde_json::from_str(value)
             .map_err(|err| format!("expected a JSON array of arrays: {err}"))?;
@@ -521,6 +524,7 @@ impl HistoryRecord {
         Ok(Self {
             present: true,
             lines,
+            modified: None,
         })
     }
 

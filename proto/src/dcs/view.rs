@@ -220,7 +220,13 @@ impl ClusterView {
             }
             Key::Status => self.status = StatusRecord::parse(value)?,
             Key::LegacyOptime => *legacy_optime = value.trim().parse().ok().map(crate::wal::Lsn),
-            Key::History => self.history = HistoryRecord::parse(value)?,
+            Key::History => {
+                self.history.modified = Some(entry.modified);
+                self.history = HistoryRecord {
+                    modified: Some(entry.modified),
+                    ..HistoryRecord::parse(value)?
+                };
+            }
             Key::Failover => {
                 self.failover_modified = Some(entry.modified);
                 self.failover = FailoverRecord::parse(value, entry.modified)?;

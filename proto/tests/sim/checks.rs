@@ -63,8 +63,7 @@ impl World {
         let others: Vec<usize> = (0..self.nodes.len())
             .filter(|m| *m != n && self.nodes[*m].pg.writable() && !self.excused(*m))
             .collect();
-        let same_system =
-            |m: &usize| self.nodes[*m].disk.system == self.nodes[n].disk.system;
+        let same_system = |m: &usize| self.nodes[*m].disk.system == self.nodes[n].disk.system;
         if let Some(other) = others.iter().find(|m| same_system(m)).copied() {
             let fenced = self.record().is_some_and(|r| {
                 r.owner == self.names[n] && self.checks.fenced.contains(&r.epoch.0)
@@ -133,8 +132,14 @@ impl World {
         let node = &self.nodes[n];
         let agent = node.agent.as_ref();
         let fresh = agent.is_none_or(|a| a.m.bootstrapped || a.m.bootstrapping || a.job.is_some());
-        let new = self.store.get("initialize").is_none_or(|e| e.value.is_empty());
-        let young = node.pg.writable_since.is_none_or(|at| self.now < at + 3 * SEC);
+        let new = self
+            .store
+            .get("initialize")
+            .is_none_or(|e| e.value.is_empty());
+        let young = node
+            .pg
+            .writable_since
+            .is_none_or(|at| self.now < at + 3 * SEC);
         let orphans = node.pg.run == super::postgres::Run::Orphans;
         let no_guard = node.guard.as_ref().is_none_or(|g| !g.alive);
         (new && fresh) || (young && self.promotions == 0) || orphans || no_guard
@@ -167,8 +172,7 @@ impl World {
         let Some(latest) = self.checks.latest.filter(|l| *l != n) else {
             return;
         };
-        let newer = self.nodes[latest].pg.writable_since
-            > self.nodes[n].pg.writable_since;
+        let newer = self.nodes[latest].pg.writable_since > self.nodes[n].pg.writable_since;
         if newer && self.nodes[latest].pg.writable() && !self.node_holds(latest, place) {
             self.fail(format!(
                 "S3: {} acknowledged commit {commit}, which {} lacks, the primary since {:.3}",
@@ -267,14 +271,22 @@ impl World {
                 .any(|c| matches!(c, Compare::Unchanged(Key::Fence(_), _)));
             let fenced = fenced
                 || (self.mutation == Some(super::run::Mutation::FenceNotCompared)
-                    && self.store.snap.entries.keys().any(|k| k.starts_with("fence/")));
+                    && self
+                        .store
+                        .snap
+                        .entries
+                        .keys()
+                        .any(|k| k.starts_with("fence/")));
             if fenced {
                 self.checks.fenced.insert(now.epoch.0);
                 self.story.reach("fenced-claim-won");
             }
             let (epoch, owner) = (now.epoch, now.owner.clone());
             self.note(Tag::Etcd, || {
-                format!("epoch {epoch} goes to {owner}{}", if fenced { ", by promises" } else { "" })
+                format!(
+                    "epoch {epoch} goes to {owner}{}",
+                    if fenced { ", by promises" } else { "" }
+                )
             });
         }
         if now.state == RecordState::Released {
@@ -332,11 +344,17 @@ impl World {
             }
             if n != leader {
                 let streams = self.conns.values().any(|c| {
-                    c.standby == n && c.standby_open && c.primary_open && c.acked > 0
+                    c.standby == n
+                        && c.standby_open
+                        && c.primary_open
+                        && c.acked > 0
                         && (c.primary == leader || self.nodes[n].replay_lag > 0)
                 });
                 if !streams {
-                    return Some(format!("{me} does not stream from {name} ({})", agent.m.last_rule));
+                    return Some(format!(
+                        "{me} does not stream from {name} ({})",
+                        agent.m.last_rule
+                    ));
                 }
             }
         }
@@ -360,7 +378,10 @@ impl World {
         }
         let native = self.record().is_some_and(|r| r.state == RecordState::Held);
         if native != self.config.native.record_lease {
-            return Some(format!("the record lease should be {}", self.config.native.record_lease));
+            return Some(format!(
+                "the record lease should be {}",
+                self.config.native.record_lease
+            ));
         }
         let request = self.store.get("failover").map(|e| e.value.as_str());
         if request.is_some_and(|value| value != "{}" && !value.is_empty()) {
@@ -380,7 +401,10 @@ impl World {
                 .iter()
                 .enumerate()
                 .map(|(n, node)| {
-                    let rule = node.agent.as_ref().map_or("down", |a| a.m.last_rule.as_str());
+                    let rule = node
+                        .agent
+                        .as_ref()
+                        .map_or("down", |a| a.m.last_rule.as_str());
                     format!("n{n} {rule} {:?}", node.pg.run)
                 })
                 .collect();
@@ -388,9 +412,13 @@ impl World {
         };
         if !self.announced(leader) {
             let agent = self.nodes[leader].agent.as_ref();
-            let why = agent.and_then(|a| a.standing.clone()).map(|s| (s.role, s.leader_until, s.hold_back));
+            let why = agent
+                .and_then(|a| a.standing.clone())
+                .map(|s| (s.role, s.leader_until, s.hold_back));
             let rule = agent.map_or("down", |a| a.m.last_rule.as_str());
-            return Err(format!("n{leader} writes but is not announced: {rule} {why:?}"));
+            return Err(format!(
+                "n{leader} writes but is not announced: {rule} {why:?}"
+            ));
         }
         let key = self.store.get("leader").map(|e| e.value.as_str());
         if key != Some(self.names[leader].as_str()) {

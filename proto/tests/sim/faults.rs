@@ -107,8 +107,20 @@ impl World {
     pub fn plan_faults(&mut self, faults: &[Fault]) {
         self.faults = std::rc::Rc::new(faults.to_vec());
         for (index, fault) in faults.iter().enumerate() {
-            self.after(fault.at, Ev::Fault { index, begins: true });
-            self.after(fault.at + fault.lasts, Ev::Fault { index, begins: false });
+            self.after(
+                fault.at,
+                Ev::Fault {
+                    index,
+                    begins: true,
+                },
+            );
+            self.after(
+                fault.at + fault.lasts,
+                Ev::Fault {
+                    index,
+                    begins: false,
+                },
+            );
         }
     }
 
@@ -142,7 +154,11 @@ impl World {
         };
         let verb = if begins { "begins" } else { "ends" };
         self.tell(node, Tag::Fault, || {
-            format!("{} {verb} (other n{other}, dice {})", fault.kind.text(), fault.dice % 8)
+            format!(
+                "{} {verb} (other n{other}, dice {})",
+                fault.kind.text(),
+                fault.dice % 8
+            )
         });
         self.apply(&fault, node, other, begins);
         self.relink();
@@ -267,7 +283,7 @@ impl World {
                 let standby = self.nodes[n].pg.in_recovery;
                 if standby && self.nodes[n].pg.run == super::postgres::Run::Running {
                     self.checks.by_hand.insert(n, self.now);
-                    self.promote_postgres(n);
+                    self.promote_postgres(n, 0);
                 }
             }
             _ => {}
@@ -400,9 +416,7 @@ impl World {
             // none are promised.
             Kind::Failover if sync => return,
             Kind::Failover => FailoverRecord::value(None, Some(&candidate), None),
-            Kind::Switchover => {
-                FailoverRecord::value(Some(&leader.as_str().into()), None, None)
-            }
+            Kind::Switchover => FailoverRecord::value(Some(&leader.as_str().into()), None, None),
             _ => FailoverRecord::value(Some(&leader.as_str().into()), Some(&candidate), None),
         };
         self.asked += 1;

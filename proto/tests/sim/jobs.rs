@@ -44,7 +44,10 @@ impl World {
         let inc = self.inc(n);
         let agent = self.agent(n);
         if agent.job.is_some() {
-            self.fail(format!("n{n} ordered a job while one runs: {}", job.label()));
+            self.fail(format!(
+                "n{n} ordered a job while one runs: {}",
+                job.label()
+            ));
             return;
         }
         agent.next_job += 1;
@@ -141,7 +144,7 @@ impl World {
                 timeout,
                 ..
             } => self.stop(n, &run, stage, *mode, *checkpoint_first, *timeout),
-            Job::Promote { .. } => self.promote_job(n, &run, stage),
+            Job::Promote { above, .. } => self.promote_job(n, &run, stage, above.0),
             Job::Restart { timeout, .. } => self.restart(n, &run, stage, *timeout),
             Job::Follow { follow } => self.follow(n, &run, stage, follow),
             Job::Rewind { source } => self.rewind(n, &run, stage, source),
@@ -311,7 +314,7 @@ impl World {
         }
     }
 
-    fn promote_job(&mut self, n: usize, run: &JobRun, stage: Stage) {
+    fn promote_job(&mut self, n: usize, run: &JobRun, stage: Stage, above: u32) {
         match stage {
             Stage::Begin => {
                 if run.cancelled {
@@ -323,7 +326,7 @@ impl World {
                 if let Some(job) = self.agent(n).o.job.as_mut() {
                     job.phase = "promoting".into();
                 }
-                self.promote_postgres(n);
+                self.promote_postgres(n, above);
                 self.next(n, POLL, Stage::Waiting);
             }
             _ if self.nodes[n].pg.run != Run::Running => {
@@ -415,9 +418,7 @@ impl World {
                     wal_epoch,
                     ..Disk::empty()
                 };
-                if let Err(why) =
-                    self.start_postgres(n, false, String::new(), Upstream::None)
-                {
+                if let Err(why) = self.start_postgres(n, false, String::new(), Upstream::None) {
                     return self.failed_job(n, &why);
                 }
                 self.next(n, POLL, Stage::Waiting);
@@ -535,8 +536,11 @@ impl World {
             let theirs = &self.nodes[*s];
             !theirs.pg.in_recovery && theirs.disk.system == self.nodes[n].disk.system
         });
-        let unavailable =
-            || JobEnd::Failed(Failure::SourceUnavailable("it is no primary that answers".into()));
+        let unavailable = || {
+            JobEnd::Failed(Failure::SourceUnavailable(
+                "it is no primary that answers".into(),
+            ))
+        };
         match stage {
             Stage::Begin => {
                 let Some(source) = found else {

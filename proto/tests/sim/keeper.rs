@@ -145,7 +145,16 @@ impl World {
         if self.net.ok(Plane::Etcd, n, ETCD) && self.nodes[n].powered {
             let wait = self.net.latency(Plane::Etcd, &mut self.rng);
             let req = Box::new(req);
-            self.after(wait, Ev::Arrive { n, inc, id, req, world });
+            self.after(
+                wait,
+                Ev::Arrive {
+                    n,
+                    inc,
+                    id,
+                    req,
+                    world,
+                },
+            );
         }
         self.after(limit, Ev::Timeout { n, inc, id, keeper });
     }
@@ -155,7 +164,16 @@ impl World {
             // Some requests wait in a queue until there is a leader again: unknown to their sender.
             if self.rng.u32(0..4) == 0 {
                 let wait = self.rng.u64(100..1_500) * MS;
-                self.after(wait, Ev::Arrive { n, inc, id, req: Box::new(req), world });
+                self.after(
+                    wait,
+                    Ev::Arrive {
+                        n,
+                        inc,
+                        id,
+                        req: Box::new(req),
+                        world,
+                    },
+                );
             }
             return;
         }
@@ -169,7 +187,16 @@ impl World {
         if self.net.ok(Plane::Etcd, ETCD, n) && !lost {
             let wait = self.net.latency(Plane::Etcd, &mut self.rng);
             let rep = Box::new(rep);
-            self.after(wait, Ev::Reply { n, inc, id, keeper, rep });
+            self.after(
+                wait,
+                Ev::Reply {
+                    n,
+                    inc,
+                    id,
+                    keeper,
+                    rep,
+                },
+            );
         }
     }
 
@@ -252,7 +279,15 @@ impl World {
             let wait = self.net.latency(Plane::Etcd, &mut self.rng);
             let at = (self.now + wait).max(self.agent(n).watch_last + 1);
             self.agent(n).watch_last = at;
-            self.push(at, Ev::Watch { n, inc, watch, upto });
+            self.push(
+                at,
+                Ev::Watch {
+                    n,
+                    inc,
+                    watch,
+                    upto,
+                },
+            );
         }
     }
 
@@ -447,7 +482,13 @@ impl World {
         let moved = std::mem::take(&mut keeper.leader_moved);
         let with_leader = session.0 != 0 && session != keeper.dead_session && !moved;
         let agent = self.agent(n);
-        let seen = agent.o.dcs.view.as_ref().and_then(|v| v.leader_name()).cloned();
+        let seen = agent
+            .o
+            .dcs
+            .view
+            .as_ref()
+            .and_then(|v| v.leader_name())
+            .cloned();
         let keeper = &mut agent.keeper;
         let Some(renewal) = keeper.renewal.as_mut() else {
             return;

@@ -319,12 +319,14 @@ impl World {
         self.probe_now(n);
     }
 
-    pub fn promote_postgres(&mut self, n: usize) {
+    pub fn promote_postgres(&mut self, n: usize, above: u32) {
         let node = &mut self.nodes[n];
         if node.pg.run != Run::Running || !node.pg.in_recovery || node.pg.promoting {
             return;
         }
         node.pg.promoting = true;
+        // Files that say which numbers are taken.
+        node.disk.max_tli = node.disk.max_tli.max(above);
         let behind = node.disk.replay < node.disk.flush;
         let took = self.rng.u64(20..120) * MS + if behind { SEC } else { 0 };
         self.pg_after(n, took, Step::Promoted);

@@ -122,7 +122,11 @@ impl Plan {
         kinds.retain(|kind| fits(*kind, &shape));
         kinds.truncate(rng.usize(1..6));
         let count = [0, 1, 1, 1, 2, 2, 3, 4, 6][rng.usize(0..9)];
-        let window = if count <= 1 { SEC } else { rng.u64(2..14) * SEC };
+        let window = if count <= 1 {
+            SEC
+        } else {
+            rng.u64(2..14) * SEC
+        };
         let faults = (0..count)
             .map(|_| {
                 let kind = kinds[rng.usize(0..kinds.len())];
@@ -228,7 +232,12 @@ fn run_plan(plan: &Plan, nursery: &mut Nursery, told: bool) -> Outcome {
     world.promotions = 0;
     world.plan_faults(&plan.faults);
     let began = world.now;
-    let last = plan.faults.iter().map(|f| f.at + f.lasts).max().unwrap_or(0);
+    let last = plan
+        .faults
+        .iter()
+        .map(|f| f.at + f.lasts)
+        .max()
+        .unwrap_or(0);
     world.run_for(last.min(30 * SEC) + SEC);
     if world.failed.is_none() {
         world.heal();
@@ -257,7 +266,11 @@ fn settle(world: &mut World, plan: &Plan) {
     let healed = world.now;
     let wiped = plan.faults.iter().any(|f| f.kind == Kind::EtcdWiped);
     // After a loss of etcd the last primary waits for leases of the lost one, or an operator decides.
-    let quarantine = if wiped { nanos(world.config.timing.ttl()) + 5 * SEC } else { 0 };
+    let quarantine = if wiped {
+        nanos(world.config.timing.ttl()) + 5 * SEC
+    } else {
+        0
+    };
     let first = world.patience() + 2 * quarantine;
     let all = first + 45 * SEC;
     let mut leader_since = None;
@@ -303,7 +316,11 @@ fn settle(world: &mut World, plan: &Plan) {
 /// The fewest faults with which the same kind of failure is still there (delta debugging, one at a
 /// time and in halves).
 pub fn shrink(plan: &Plan, nursery: &mut Nursery) -> Plan {
-    let kind = |o: &Outcome| o.failed.as_ref().map(|f| f.split(':').next().unwrap_or("").to_owned());
+    let kind = |o: &Outcome| {
+        o.failed
+            .as_ref()
+            .map(|f| f.split(':').next().unwrap_or("").to_owned())
+    };
     let wanted = kind(&run(plan, nursery, false));
     let mut best = plan.clone();
     let mut again = true;

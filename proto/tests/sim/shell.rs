@@ -94,7 +94,10 @@ impl World {
         let node = &mut self.nodes[n];
         node.inc += 1;
         let now = node.clock.local(self.now);
-        let inherited = node.guard.as_ref().and_then(super::guardian::Guard::inherited);
+        let inherited = node
+            .guard
+            .as_ref()
+            .and_then(super::guardian::Guard::inherited);
         let forgets = self.mutation == Some(Mutation::PromiseForgotten);
         if forgets {
             node.disk.promised = None;
@@ -376,7 +379,10 @@ impl World {
         let record = own_record(&txn).map(|record| (record, sent_at));
         if let Some((record, sent_at)) = &record {
             let agent = self.agent(n);
-            let earlier = agent.claimed.take().filter(|(c, _)| c.epoch == record.epoch);
+            let earlier = agent
+                .claimed
+                .take()
+                .filter(|(c, _)| c.epoch == record.epoch);
             let first = earlier.map_or(*sent_at, |(_, at)| at.min(*sent_at));
             agent.claimed = Some((record.clone(), first));
         }
@@ -388,10 +394,15 @@ impl World {
     fn mutated(&self, task: Task, mut txn: Txn) -> Txn {
         match (self.mutation, task) {
             (Some(Mutation::ClaimWithoutCompare), Task::Lock) => {
-                let claims = txn
-                    .then
-                    .iter()
-                    .any(|op| matches!(op, Op::Put { key: Key::Leader, .. }));
+                let claims = txn.then.iter().any(|op| {
+                    matches!(
+                        op,
+                        Op::Put {
+                            key: Key::Leader,
+                            ..
+                        }
+                    )
+                });
                 if claims && own_record(&txn).is_some() {
                     txn.when.clear();
                 }

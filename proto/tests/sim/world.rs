@@ -24,41 +24,173 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 pub enum Ev {
     /// The loop's timer; only the newest counts.
-    Wake { n: usize, inc: u32, tok: u64 },
+    Wake {
+        n: usize,
+        inc: u32,
+        tok: u64,
+    },
     /// Something that the loop reads at its next look has changed.
-    Nudge { n: usize, inc: u32 },
-    Probe { n: usize, inc: u32, tok: u64 },
-    Arrive { n: usize, inc: u32, id: u64, req: Box<Req>, world: u64 },
-    Reply { n: usize, inc: u32, id: u64, keeper: bool, rep: Box<Rep> },
-    Timeout { n: usize, inc: u32, id: u64, keeper: bool },
-    Watch { n: usize, inc: u32, watch: u32, upto: usize },
-    Check { n: usize, inc: u32 },
-    SessionTick { n: usize, inc: u32, tok: u64 },
-    RecordTick { n: usize, inc: u32, tok: u64 },
-    PeerAsk { n: usize, inc: u32, ask: u64, to: usize },
-    PeerReply { n: usize, inc: u32, ask: u64, to: usize, status: Box<PeerStatus> },
-    PeerLimit { n: usize, inc: u32, ask: u64 },
-    FailsafeAsk { n: usize, inc: u32, ask: u64, to: usize },
-    FailsafeReply { n: usize, inc: u32, ask: u64, accepted: bool },
-    FailsafeLimit { n: usize, inc: u32, ask: u64 },
-    TaskEnd { n: usize, inc: u32, task: Task, result: Box<TaskResult> },
-    Lineage { n: usize, inc: u32, lineage: Option<Box<Lineage>> },
-    Job { n: usize, inc: u32, id: u64, stage: Stage },
-    Configured { n: usize, inc: u32 },
-    Cut { n: usize, inc: u32, epoch: u64 },
-    Pg { n: usize, life: u32, step: Step },
-    Wal { id: u32, branch: usize, lsn: u64 },
-    Ack { id: u32, lsn: u64 },
-    NamesSeen { id: u32, names: Rc<str> },
-    Defined { n: usize, life: u32, names_gen: u32 },
-    ConnTimeout { id: u32, since: T, standby: bool },
-    Deadline { n: usize, guard: u32 },
-    Fenced { n: usize, guard: u32 },
-    GuardAgain { n: usize },
-    AgentStart { n: usize },
-    Expiry { id: i64, world: u64 },
+    Nudge {
+        n: usize,
+        inc: u32,
+    },
+    Probe {
+        n: usize,
+        inc: u32,
+        tok: u64,
+    },
+    Arrive {
+        n: usize,
+        inc: u32,
+        id: u64,
+        req: Box<Req>,
+        world: u64,
+    },
+    Reply {
+        n: usize,
+        inc: u32,
+        id: u64,
+        keeper: bool,
+        rep: Box<Rep>,
+    },
+    Timeout {
+        n: usize,
+        inc: u32,
+        id: u64,
+        keeper: bool,
+    },
+    Watch {
+        n: usize,
+        inc: u32,
+        watch: u32,
+        upto: usize,
+    },
+    Check {
+        n: usize,
+        inc: u32,
+    },
+    SessionTick {
+        n: usize,
+        inc: u32,
+        tok: u64,
+    },
+    RecordTick {
+        n: usize,
+        inc: u32,
+        tok: u64,
+    },
+    PeerAsk {
+        n: usize,
+        inc: u32,
+        ask: u64,
+        to: usize,
+    },
+    PeerReply {
+        n: usize,
+        inc: u32,
+        ask: u64,
+        to: usize,
+        status: Box<PeerStatus>,
+    },
+    PeerLimit {
+        n: usize,
+        inc: u32,
+        ask: u64,
+    },
+    FailsafeAsk {
+        n: usize,
+        inc: u32,
+        ask: u64,
+        to: usize,
+    },
+    FailsafeReply {
+        n: usize,
+        inc: u32,
+        ask: u64,
+        accepted: bool,
+    },
+    FailsafeLimit {
+        n: usize,
+        inc: u32,
+        ask: u64,
+    },
+    TaskEnd {
+        n: usize,
+        inc: u32,
+        task: Task,
+        result: Box<TaskResult>,
+    },
+    Lineage {
+        n: usize,
+        inc: u32,
+        lineage: Option<Box<Lineage>>,
+    },
+    Job {
+        n: usize,
+        inc: u32,
+        id: u64,
+        stage: Stage,
+    },
+    Configured {
+        n: usize,
+        inc: u32,
+    },
+    Cut {
+        n: usize,
+        inc: u32,
+        epoch: u64,
+    },
+    Pg {
+        n: usize,
+        life: u32,
+        step: Step,
+    },
+    Wal {
+        id: u32,
+        branch: usize,
+        lsn: u64,
+    },
+    Ack {
+        id: u32,
+        lsn: u64,
+    },
+    NamesSeen {
+        id: u32,
+        names: Rc<str>,
+    },
+    Defined {
+        n: usize,
+        life: u32,
+        names_gen: u32,
+    },
+    ConnTimeout {
+        id: u32,
+        since: T,
+        standby: bool,
+    },
+    Deadline {
+        n: usize,
+        guard: u32,
+    },
+    Fenced {
+        n: usize,
+        guard: u32,
+    },
+    GuardAgain {
+        n: usize,
+    },
+    AgentStart {
+        n: usize,
+    },
+    Expiry {
+        id: i64,
+        world: u64,
+    },
     Client,
-    Fault { index: usize, begins: bool },
+    Fault {
+        index: usize,
+        begins: bool,
+    },
 }
 
 /// Who must be running for an event to be taken.
@@ -385,8 +517,16 @@ impl World {
                     self.probe(n);
                 }
             }
-            Ev::Arrive { n, inc, id, req, world } => self.arrive(n, inc, id, *req, world),
-            Ev::Reply { n, inc, id, rep, .. } => {
+            Ev::Arrive {
+                n,
+                inc,
+                id,
+                req,
+                world,
+            } => self.arrive(n, inc, id, *req, world),
+            Ev::Reply {
+                n, inc, id, rep, ..
+            } => {
                 if self.lives(n, inc)
                     && let Some(what) = self.agent(n).pending.remove(&id)
                 {
@@ -400,7 +540,12 @@ impl World {
                     self.answered(n, what, None);
                 }
             }
-            Ev::Watch { n, inc, watch, upto } => {
+            Ev::Watch {
+                n,
+                inc,
+                watch,
+                upto,
+            } => {
                 if self.lives(n, inc) {
                     self.watch_brings(n, watch, upto);
                 }
@@ -421,7 +566,13 @@ impl World {
                 }
             }
             Ev::PeerAsk { n, inc, ask, to } => self.peer_asked(n, inc, ask, to),
-            Ev::PeerReply { n, inc, ask, to, status } => {
+            Ev::PeerReply {
+                n,
+                inc,
+                ask,
+                to,
+                status,
+            } => {
                 if self.lives(n, inc) {
                     self.peer_answered(n, ask, to, *status);
                 }
@@ -432,7 +583,12 @@ impl World {
                 }
             }
             Ev::FailsafeAsk { n, inc, ask, to } => self.failsafe_asked(n, inc, ask, to),
-            Ev::FailsafeReply { n, inc, ask, accepted } => {
+            Ev::FailsafeReply {
+                n,
+                inc,
+                ask,
+                accepted,
+            } => {
                 if self.lives(n, inc) {
                     self.failsafe_answered(n, ask, accepted);
                 }
@@ -442,7 +598,12 @@ impl World {
                     self.failsafe_answered(n, ask, false);
                 }
             }
-            Ev::TaskEnd { n, inc, task, result } => {
+            Ev::TaskEnd {
+                n,
+                inc,
+                task,
+                result,
+            } => {
                 if self.lives(n, inc) {
                     self.task_done(n, task, *result, None);
                 }

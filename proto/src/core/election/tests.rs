@@ -358,6 +358,7 @@ fn check_timeline_excludes_members_on_old_or_unknown_timelines() {
     }];
     let s = situation(json!({"check_timeline": true})).with(|s| {
         s.view.history = HistoryRecord {
+            modified: None,
             present: true,
             lines,
         }
