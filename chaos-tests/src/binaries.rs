@@ -134,6 +134,21 @@ pub fn server_account() -> Result<Option<User>> {
     Ok(Some(user))
 }
 
+/// The released `patronictl`, which `./deploy/test` installs from the Python package index: where
+/// `GARDEN_PATRONICTL_BIN` says, else below `target/`. None, with a note, when it is not there.
+pub fn patronictl() -> Option<PathBuf> {
+    let installed = || {
+        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent()?;
+        Some(workspace.join("target/cache/patroni/bin/patronictl"))
+    };
+    let found = chosen("GARDEN_PATRONICTL_BIN").or_else(installed);
+    let found = found.filter(|path| path.is_file());
+    if found.is_none() {
+        println!("skipped: there is no patronictl; ./deploy/test installs it");
+    }
+    found
+}
+
 fn is_patroni(agent: &Path) -> bool {
     agent.file_name().is_some_and(|name| name == "patroni")
 }
