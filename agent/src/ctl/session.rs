@@ -31,6 +31,7 @@ const CONNECT_RETRIES: u32 = 3;
 pub struct Session {
     config: ControlConfig,
     http: HttpClient,
+    notes: Vec<String>,
 }
 
 /// One cluster as etcd tells it.
@@ -64,7 +65,17 @@ impl Session {
         }
         config.ctl.insecure |= global.insecure;
         let http = HttpClient::new(&HttpOptions::for_operator(&config.ctl))?;
-        Ok(Self { config, http })
+        let notes = local.notes().to_vec();
+        Ok(Self {
+            config,
+            http,
+            notes,
+        })
+    }
+
+    /// Sentences about the text of the configuration. Only `doctor` shows them.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The configured cluster.
