@@ -64,7 +64,7 @@ pub enum Agent {
         /// Seconds; negative when it is behind.
         clock_ahead: Option<i64>,
     },
-    /// Nothing usable, and why.
+    /// Nothing usable, and what instead.
     Silent(String),
 }
 
@@ -133,7 +133,10 @@ async fn ask_agents(session: &Session, cluster: &Cluster) -> BTreeMap<MemberName
                         status,
                         clock_ahead: date.and_then(ahead),
                     },
-                    Err(_) => Agent::Silent(format!("status {}", answer.status.as_u16())),
+                    Err(_) => Agent::Silent(format!(
+                        "status {} and no status document",
+                        answer.status.as_u16()
+                    )),
                 }
             }
         };

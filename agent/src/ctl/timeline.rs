@@ -25,6 +25,14 @@ pub async fn timeline(session: &Session, args: Timeline) -> CtlResult<()> {
     };
     say!("{}", headline(&cluster, &change));
     sayn!("{}", steps(&change).table(None));
+    let first = change.steps.first().map(|(_, entry)| &entry.member);
+    if change
+        .steps
+        .iter()
+        .any(|(_, entry)| Some(&entry.member) != first)
+    {
+        say!("Times are those of the members' own clocks.");
+    }
     if args.all {
         sayn!("{}", everything(&change).table(None));
     }

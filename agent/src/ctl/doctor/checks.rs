@@ -244,7 +244,7 @@ fn agents(patient: &Patient<'_>, notes: &mut Notes) {
     for (name, agent) in &patient.agents {
         let (status, ahead) = match agent {
             Agent::Silent(why) => {
-                notes.add(CHECK, Level::Fail, format!("{name} does not answer: {why}"));
+                notes.add(CHECK, Level::Fail, format!("no answer from {name}: {why}"));
                 continue;
             }
             Agent::Answers {
