@@ -16,6 +16,9 @@ pub enum CtlError {
     /// The operator ended the dialogue: end of input, or Ctrl-C.
     #[error("Aborted!")]
     Aborted,
+    /// What was found is bad, and was said.
+    #[error("not everything is as it should be")]
+    Failed,
     /// The command line makes no sense; clap's text and exit code 2.
     #[error(transparent)]
     Usage(#[from] clap::Error),

@@ -8,7 +8,7 @@
 //!            ├─▶ handover, pause            requests to one agent
 //!            ├─▶ edit, remove               straight to etcd
 //!            ├─▶ query                      straight to PostgreSQL
-//!            └─▶ timeline, explain, doctor  ours
+//!            └─▶ timeline, explain, doctor  ours: journals and outlook hold what they conclude
 //! ```
 //!
 //! Tables come from etcd alone, so they work with all agents down. A request that an agent refuses is
@@ -17,10 +17,14 @@
 mod args;
 mod console;
 mod diff;
+mod doctor;
 mod edit;
 mod error;
+mod explain;
 mod handover;
+mod journals;
 mod member_actions;
+mod outlook;
 mod pause;
 mod progress;
 mod query;
@@ -29,6 +33,7 @@ mod select;
 mod session;
 mod sheet;
 mod show;
+mod timeline;
 
 use crate::cli::{PATRONI_VERSION, VERSION};
 use crate::config::LogConfig;
@@ -85,6 +90,8 @@ pub fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(CtlError::Usage(err)) => err.exit(),
+        // The findings were the message.
+        Err(CtlError::Failed) => ExitCode::FAILURE,
         Err(CtlError::Aborted) => {
             eprintln!("Aborted!");
             ExitCode::FAILURE
@@ -152,6 +159,8 @@ async fn run(cli: Cli) -> CtlResult<()> {
         Command::Remove(args) => remove::remove(session, args).await,
         Command::DemoteCluster(args) => pause::demote(session, args).await,
         Command::PromoteCluster(args) => pause::promote(session, args).await,
-        Command::Timeline(_) | Command::Explain(_) | Command::Doctor(_) => error::says("not yet"),
+        Command::Timeline(args) => timeline::timeline(session, args).await,
+        Command::Explain(args) => explain::explain(session, args).await,
+        Command::Doctor(args) => doctor::doctor(session, args).await,
     }
 }

@@ -24,13 +24,14 @@ pub const REQUEST_LIMIT: Duration = Duration::from_secs(300);
 /// Questions that an agent answers from what it has at hand.
 pub const QUESTION_LIMIT: Duration = Duration::from_secs(5);
 
-/// Further attempts when no connection came about.
-const CONNECT_RETRIES: u32 = 3;
+/// Further attempts when no connection came about, or it broke.
+const RETRIES: u32 = 3;
 
 /// Configuration and clients of one run.
 pub struct Session {
     config: ControlConfig,
     http: HttpClient,
+    notes: Vec<String>,
 }
 
 /// One cluster as etcd tells it.
@@ -64,7 +65,17 @@ impl Session {
         }
         config.ctl.insecure |= global.insecure;
         let http = HttpClient::new(&HttpOptions::for_operator(&config.ctl))?;
-        Ok(Self { config, http })
+        let notes = local.notes().to_vec();
+        Ok(Self {
+            config,
+            http,
+            notes,
+        })
+    }
+
+    /// Sentences about the text of the configuration. Only `doctor` shows them.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The configured cluster.
@@ -122,16 +133,23 @@ impl Session {
             Some(endpoint) => sibling_url(api_url, endpoint)?,
             None => api_url.to_owned(),
         };
+        // A request whose answer was lost may have been carried out; only these may be sent again.
+        let repeatable = matches!(method, Method::GET | Method::DELETE);
         let mut retries = 0;
         loop {
             let attempt = self
                 .http
                 .request(method.clone(), &url, body.clone(), limit)
                 .await;
-            match attempt {
-                Err(HttpError::Connect { .. }) if retries < CONNECT_RETRIES => retries += 1,
-                outcome => return outcome,
+            let again = match &attempt {
+                Err(HttpError::Connect { .. }) => true,
+                Err(HttpError::Broken(_)) => repeatable,
+                Ok(_) | Err(HttpError::Timeout(_) | HttpError::Url(_)) => false,
+            };
+            if !again || retries == RETRIES {
+                return attempt;
             }
+            retries += 1;
         }
     }
 

@@ -38,9 +38,9 @@ pub async fn list(session: &Session, args: List) -> CtlResult<()> {
     let layout = Layout::List(args.format);
     loop {
         let names = names_or_scope(session, &args.cluster_names);
-        for name in &names {
+        for (at, name) in names.iter().enumerate() {
             let cluster = session.cluster(name, args.group).await?;
-            if args.timestamp && name == &names[0] {
+            if args.timestamp && at == 0 {
                 say!("{}", console::timestamp_seconds());
             }
             sayn!("{}", members(&cluster, layout, args.extended));
@@ -194,7 +194,8 @@ fn members_sheet<'r>(
         ),
         (Column::left("Tags"), Box::new(move |row| tags(row, layout))),
     ];
-    let says_something = |value: &Value| !matches!(value, Value::Null) && value.as_str() != Some("");
+    let says_something =
+        |value: &Value| !matches!(value, Value::Null) && value.as_str() != Some("");
     for (column, cell) in optional {
         if extended || rows.iter().any(|row| says_something(&cell(row))) {
             columns.push((column, cell));
