@@ -205,22 +205,31 @@ fn refused(error: &tokio_postgres::Error) -> bool {
     error.code() == Some(&tokio_postgres::error::SqlState::READ_ONLY_SQL_TRANSACTION)
 }
 
+/// How acknowledgements are counted that may have been under way when the network was cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// No packet is held up: whatever arrives was acknowledged just before.
+    Prompt,
+    /// The kernel of a server that has died still sends what it had acknowledged, once the network is
+    /// whole again. Only what was asked for after the new primary had begun is held against the old one.
+    Late,
+}
+
 /// How long, at most, acknowledgements of an older timeline came after the first one of a newer one.
 /// Zero is what is promised.
-pub fn overlap(acks: &[DirectAck]) -> Duration {
+pub fn overlap(acks: &[DirectAck], delivery: Delivery) -> Duration {
     let mut first: BTreeMap<u32, Duration> = BTreeMap::new();
-    let mut last: BTreeMap<u32, Duration> = BTreeMap::new();
     for ack in acks {
         let begin = first.entry(ack.timeline).or_insert(ack.at);
         *begin = (*begin).min(ack.at);
-        let end = last.entry(ack.timeline).or_insert(ack.at);
-        *end = (*end).max(ack.at);
     }
-    let pairs = last.iter().flat_map(|(old, end)| {
-        let newer = first.range(old + 1..);
-        newer.map(move |(_, begin)| end.saturating_sub(*begin))
+    let over = acks.iter().flat_map(|ack| {
+        let newer = first.range(ack.timeline.saturating_add(1)..);
+        let newer =
+            newer.filter(move |(_, begin)| delivery == Delivery::Prompt || ack.sent > **begin);
+        newer.map(move |(_, begin)| ack.at.saturating_sub(*begin))
     });
-    pairs.max().unwrap_or_default()
+    over.max().unwrap_or_default()
 }
 
 /// Members that acknowledged on the same timeline: never more than one, or two members were promoted to
@@ -254,10 +263,15 @@ mod tests {
     #[test]
     fn overlap_is_from_the_first_of_the_new_to_the_last_of_the_old() {
         let clean = [ack(0, 1, 10), ack(0, 1, 20), ack(1, 2, 30)];
-        assert_eq!(overlap(&clean), Duration::ZERO);
-        let split = [ack(0, 1, 10), ack(1, 2, 30), ack(0, 1, 45), ack(2, 3, 60)];
-        assert_eq!(overlap(&split), Duration::from_millis(15));
-        assert_eq!(overlap(&[]), Duration::ZERO);
+        let prompt = |acks: &[DirectAck]| overlap(acks, Delivery::Prompt);
+        assert_eq!(prompt(&clean), Duration::ZERO);
+        let mut split = [ack(0, 1, 10), ack(1, 2, 30), ack(0, 1, 45), ack(2, 3, 60)];
+        assert_eq!(prompt(&split), Duration::from_millis(15));
+        assert_eq!(overlap(&split, Delivery::Late), Duration::from_millis(15));
+        split[2].sent = Duration::from_millis(29);
+        assert_eq!(prompt(&split), Duration::from_millis(15));
+        assert_eq!(overlap(&split, Delivery::Late), Duration::ZERO);
+        assert_eq!(prompt(&[]), Duration::ZERO);
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub use table::{Report, RowReport};
 pub use trouble::Trouble;
 
 use crate::cluster::{Cluster, Settled};
-use crate::exclusivity::{self, Probes, boot_time};
+use crate::exclusivity::{self, Delivery, Probes, boot_time};
 use crate::netns::{Network, SUBNET};
 use crate::ports::Ports;
 use crate::steps::{BOOTSTRAP_LIMIT, SETTLE_LIMIT};
@@ -143,7 +143,7 @@ impl Matrix {
                 }
             };
             println!("  {} {number}/{runs}: {}", row.name, table::describe(&run));
-            if !run.wrong.is_empty() || run.inconclusive.is_some() {
+            if !run.wrong.is_empty() || run.inconclusive.is_some() || report.is_slow(&run) {
                 self.keep_logs(row, number);
             }
             report.runs.push(run);
@@ -204,10 +204,18 @@ impl Matrix {
         if row.trouble == Trouble::AgentRestarted && primary.postmaster() != old_postmaster {
             run.wrong.push("PostgreSQL was restarted".to_owned());
         }
-        if row.fenced && row.expect == Expect::Failover && died.is_none() {
+        // Backends that are stopped by a signal cannot write, and are ended when they are continued; only
+        // the guardian's PID namespace ends them before.
+        let ended = died.is_some() || row.trouble == Trouble::NodeFrozen;
+        if row.fenced && row.expect == Expect::Failover && !ended {
             run.wrong.push("the old primary was never dead".to_owned());
         }
-        load.stop(&mut run, ledgers).await;
+        let delivery = if row.trouble.needs_network() {
+            Delivery::Late
+        } else {
+            Delivery::Prompt
+        };
+        load.stop(&mut run, ledgers, delivery).await;
         self.count(&after, ledgers, &mut run).await?;
         Ok(run)
     }
@@ -386,7 +394,7 @@ impl Load {
         all.gap(from, to)
     }
 
-    async fn stop(self, run: &mut Run, ledgers: &mut Vec<Ledger>) {
+    async fn stop(self, run: &mut Run, ledgers: &mut Vec<Ledger>, delivery: Delivery) {
         let mut own = Vec::new();
         for writer in self.writers {
             own.push(writer.stop().await);
@@ -394,7 +402,7 @@ impl Load {
         let (acks, direct) = self.probes.stop().await;
         own.extend(direct);
         run.acked = own.iter().map(|ledger| ledger.acks.len()).sum();
-        run.overlap = exclusivity::overlap(&acks);
+        run.overlap = exclusivity::overlap(&acks, delivery);
         if !run.overlap.is_zero() {
             run.wrong
                 .push(format!("two primaries for {:?}", run.overlap));

@@ -32,6 +32,12 @@ impl RowReport {
         }
     }
 
+    /// Whether this run alone is above the limit of the median.
+    pub(super) fn is_slow(&self, run: &Run) -> bool {
+        self.limit
+            .is_some_and(|limit| ms(run.gap) > f64::from(limit))
+    }
+
     fn gaps(&self) -> Vec<f64> {
         let mut gaps: Vec<f64> = self.judged().map(|run| ms(run.gap)).collect();
         gaps.sort_by(f64::total_cmp);
