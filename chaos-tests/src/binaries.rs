@@ -219,6 +219,7 @@ fn tool(program: &str, args: Vec<OsString>, beside: &Path) -> Result<()> {
         cwd,
         log: &log,
         user: None,
+        network: None,
     };
     let (status, output) = crate::process::run(&launch, COPY_LIMIT)?;
     if !status.success() {

@@ -10,10 +10,11 @@ use crate::ports::Ports;
 use crate::template::{self, Settings};
 use anyhow::{Context, Result, bail};
 use nix::unistd::{User, chown};
+use std::fs::File;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// What to build.
@@ -25,6 +26,7 @@ pub struct Builder {
     ports: Option<Ports>,
     settings: Settings,
     prefix: String,
+    networks: Vec<Arc<File>>,
 }
 
 impl Builder {
@@ -38,6 +40,7 @@ impl Builder {
             ports: None,
             settings,
             prefix,
+            networks: Vec::new(),
         }
     }
 
@@ -80,6 +83,12 @@ impl Builder {
     /// Changes the settings of the node files.
     pub fn configure(mut self, change: impl FnOnce(&mut Settings)) -> Self {
         change(&mut self.settings);
+        self
+    }
+
+    /// Network namespaces of the members, in their order; see [`crate::netns`].
+    pub fn networks(mut self, networks: Vec<Arc<File>>) -> Self {
+        self.networks = networks;
         self
     }
 
@@ -172,6 +181,7 @@ impl Builder {
             program: binaries.agent.clone(),
             libraries: binaries.libraries(),
             user: user.cloned(),
+            network: self.networks.get(usize::from(index)).cloned(),
             process: Mutex::new(None),
         })
     }

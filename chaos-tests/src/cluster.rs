@@ -287,6 +287,7 @@ impl Cluster {
                 cwd,
                 log: &log,
                 user: None,
+                network: None,
             };
             process::run(&launch, CTL_LIMIT)
         });

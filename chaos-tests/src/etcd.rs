@@ -1,7 +1,7 @@
 //! One etcd process.
 
 use crate::http;
-use crate::ports::Ports;
+use crate::ports::{Ports, address};
 use crate::process::{Launch, Process};
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
@@ -38,8 +38,8 @@ impl Etcd {
         user: Option<User>,
     ) -> Self {
         let name = format!("etcd{}", index + 1);
-        let client = format!("http://127.0.0.1:{}", ports.etcd + index);
-        let peer = |index: u16| format!("http://127.0.0.1:{}", ports.etcd_peer + index);
+        let client = format!("http://{}", address(ports.etcd + index));
+        let peer = |index: u16| format!("http://{}", address(ports.etcd_peer + index));
         let all = (0..count).map(|each| format!("etcd{}={}", each + 1, peer(each)));
         let all = all.collect::<Vec<_>>().join(",");
         let data = dir.join("data").into_os_string();
@@ -92,6 +92,7 @@ impl Etcd {
             cwd,
             log: &log,
             user,
+            network: None,
         };
         let process = Process::spawn(&launch).with_context(|| format!("start {}", self.name))?;
         *self.process() = Some(process);
@@ -106,6 +107,14 @@ impl Etcd {
         self.process()
             .as_mut()
             .map_or(Ok(()), |process| process.signal(signal))
+    }
+
+    /// Whether its process runs.
+    pub fn running(&self) -> bool {
+        let mut process = self.process();
+        process
+            .as_mut()
+            .is_some_and(|process| process.ended().is_none())
     }
 
     /// Stops it.

@@ -68,7 +68,7 @@ impl Haproxy {
         for index in 0..members {
             let node = format!("GARDEN_NODE{}", index + 1);
             env.insert(format!("{node}_REST"), (ports.rest + index).to_string());
-            env.insert(node, address(ports.postgres + index));
+            env.insert(node, crate::ports::address(ports.postgres + index));
         }
         let args = vec!["-db".into(), "-f".into(), config.clone().into_os_string()];
         let log = dir.join("haproxy.log");
@@ -79,6 +79,7 @@ impl Haproxy {
             cwd: dir,
             log: &log,
             user,
+            network: None,
         };
         let process = Mutex::new(Process::spawn(&launch).context("start HAProxy")?);
         Ok(Self {

@@ -1,6 +1,7 @@
 //! The smallest HTTP client that can talk to agents, etcd and HAProxy's statistics: one request, one
 //! connection, HTTP/1.0, everything within one limit.
 
+use crate::ports;
 use anyhow::{Context, Result};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -40,11 +41,12 @@ pub async fn request(
     limit: Duration,
 ) -> Result<Answer> {
     let exchange = async {
-        let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+        let mut stream = TcpStream::connect((ports::host(port), port)).await?;
         let body = body.unwrap_or_default();
         let head = format!(
-            "{method} {path} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n\
+            "{method} {path} HTTP/1.0\r\nHost: {}\r\nContent-Type: application/json\r\n\
              Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            ports::address(port),
             body.len()
         );
         stream.write_all(head.as_bytes()).await?;

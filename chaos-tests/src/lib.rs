@@ -36,11 +36,14 @@ pub mod checker;
 pub mod cluster;
 pub mod demo;
 pub mod etcd;
+pub mod exclusivity;
 pub mod fault;
 pub mod haproxy;
 pub mod http;
 pub mod janitor;
+pub mod matrix;
 pub mod member;
+pub mod netns;
 pub mod ports;
 pub mod process;
 pub mod report;
@@ -69,20 +72,28 @@ use std::future::Future;
 /// When the story fails; that is how a test reports.
 pub fn story<F: Future<Output = anyhow::Result<()>>>(name: &str, body: F) {
     let outcome = (|| {
-        let path = std::env::temp_dir().join("garden-chaos.lock");
-        let file = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&path);
-        let file = file.with_context(|| format!("open {}", path.display()))?;
-        let _turn = Flock::lock(file, FlockArg::LockExclusive)
-            .map_err(|(_, error)| error)
-            .context("wait for the other stories of this machine")?;
+        let _turn = turn()?;
         runtime()?.block_on(body)
     })();
     if let Err(error) = outcome {
         panic!("{name}: {error:#}");
     }
+}
+
+/// Waits until no other cluster is being measured on this machine; the turn ends when this is dropped.
+///
+/// # Errors
+/// When the file of the lock cannot be opened.
+pub fn turn() -> anyhow::Result<Flock<std::fs::File>> {
+    let path = std::env::temp_dir().join("garden-chaos.lock");
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&path);
+    let file = file.with_context(|| format!("open {}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusive)
+        .map_err(|(_, error)| error)
+        .context("wait for the other stories of this machine")
 }
 
 /// The runtime of the harness: two threads, so that a writer goes on while the story waits.

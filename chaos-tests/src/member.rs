@@ -6,8 +6,10 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User};
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// An agent answers within this time or counts as not there.
@@ -44,6 +46,7 @@ pub struct Member {
     pub(crate) program: PathBuf,
     pub(crate) libraries: Option<PathBuf>,
     pub(crate) user: Option<User>,
+    pub(crate) network: Option<Arc<File>>,
     pub(crate) process: Mutex<Option<Process>>,
 }
 
@@ -84,6 +87,7 @@ impl Member {
             cwd,
             log: &log,
             user,
+            network: self.network.as_ref().map(AsRawFd::as_raw_fd),
         };
         let process = Process::spawn(&launch);
         *self.process() = Some(process.with_context(|| format!("start {}", self.name))?);

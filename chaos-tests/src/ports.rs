@@ -1,7 +1,9 @@
 //! Which ports a cluster uses.
 
 use anyhow::{Result, bail};
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::{Mutex, PoisonError};
 
 /// Variable that moves the blocks of tests elsewhere.
 pub const PORTS_VARIABLE: &str = "GARDEN_TEST_PORTS";
@@ -108,4 +110,25 @@ impl Ports {
 /// The loopback address with this port.
 pub fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
+/// Ports that are on a machine of their own.
+static PLACES: Mutex<BTreeMap<u16, Ipv4Addr>> = Mutex::new(BTreeMap::new());
+
+/// Says on which address a port of the cluster listens. Every port of a cluster is used once, so a port
+/// names its machine, and the rest of the harness need not know whether there are any.
+pub fn place(port: u16, host: Ipv4Addr) {
+    let mut places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
+    places.insert(port, host);
+}
+
+/// The address on which this port listens: loopback, unless [`place`] said otherwise.
+pub fn host(port: u16) -> Ipv4Addr {
+    let places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
+    places.get(&port).copied().unwrap_or(Ipv4Addr::LOCALHOST)
+}
+
+/// Host and port, as configuration files want it.
+pub fn address(port: u16) -> String {
+    format!("{}:{port}", host(port))
 }

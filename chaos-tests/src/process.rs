@@ -6,12 +6,14 @@
 //! signalled, and only by pid.
 
 use anyhow::{Context, Result};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{Pid, User, setgid, setgroups, setsid, setuid};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
+use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -51,6 +53,9 @@ pub struct Launch<'a> {
     pub log: &'a Path,
     /// Account to run under; none: the harness's own.
     pub user: Option<&'a User>,
+    /// Network namespace to run in; none: the harness's own. The descriptor stays open as long as
+    /// processes may be started.
+    pub network: Option<RawFd>,
 }
 
 /// A running child: a session of its own, so that a Ctrl-C at the terminal does not reach it.
@@ -83,11 +88,16 @@ impl Process {
             .stdout(log.try_clone().context("share the log")?)
             .stderr(log);
         let account = launch.user.map(|user| (user.uid, user.gid));
+        let network = launch.network;
         // SAFETY: between fork and exec only system calls that are async-signal-safe are made, and
         // nothing is allocated.
         unsafe {
             command.pre_exec(move || {
                 setsid()?;
+                if let Some(fd) = network {
+                    // SAFETY: the harness keeps the descriptor open.
+                    setns(BorrowedFd::borrow_raw(fd), CloneFlags::CLONE_NEWNET)?;
+                }
                 if let Some((uid, gid)) = account {
                     setgroups(&[gid])?;
                     setgid(gid)?;

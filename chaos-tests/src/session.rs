@@ -17,7 +17,7 @@ pub const STATEMENT_LIMIT: Duration = Duration::from_millis(1500);
 pub(crate) async fn connect(port: u16, limit: Duration) -> Result<(Client, Arc<AtomicBool>)> {
     let mut config = Config::new();
     config
-        .host("127.0.0.1")
+        .host(crate::ports::host(port).to_string())
         .port(port)
         .user(SUPERUSER)
         .password(SUPERUSER_PASSWORD);

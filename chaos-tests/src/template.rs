@@ -1,6 +1,6 @@
 //! The node files: ordinary Patroni YAML, as somebody would write it for three machines.
 
-use crate::ports::Ports;
+use crate::ports::{Ports, address};
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -55,8 +55,8 @@ pub fn node_yaml(
     bin_dir: &Path,
 ) -> Result<String> {
     let name = format!("node{}", index + 1);
-    let rest = format!("127.0.0.1:{}", ports.rest + index);
-    let hosts = (0..etcds).map(|etcd| Value::from(format!("127.0.0.1:{}", ports.etcd + etcd)));
+    let rest = address(ports.rest + index);
+    let hosts = (0..etcds).map(|etcd| Value::from(address(ports.etcd + etcd)));
     let mut node = json!({
         "scope": SCOPE,
         "namespace": "/service",
@@ -92,7 +92,7 @@ fn dynamic(settings: &Settings) -> Value {
 }
 
 fn postgresql(port: u16, dir: &Path, bin_dir: &Path) -> Value {
-    let address = format!("127.0.0.1:{port}");
+    let address = address(port);
     json!({
         "listen": address,
         "connect_address": address,

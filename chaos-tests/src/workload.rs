@@ -157,6 +157,18 @@ impl Writer {
         lock(&self.ledger).acks.len()
     }
 
+    /// When the last acknowledged row was sent.
+    pub fn last_sent(&self) -> Option<Instant> {
+        lock(&self.ledger).acks.last().map(|ack| ack.sent)
+    }
+
+    /// Whether the last row was acknowledged after `from`, by another server than this one.
+    pub fn acked_by_other(&self, server: u16, from: Instant) -> bool {
+        let ledger = lock(&self.ledger);
+        let last = ledger.acks.last();
+        last.is_some_and(|ack| ack.at > from && ack.server != server)
+    }
+
     /// Waits until a row that was *sent* after `moment` is acknowledged: writes work (again).
     ///
     /// # Errors
