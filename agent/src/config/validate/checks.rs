@@ -22,27 +22,30 @@ fn hosts(address: &HostPort) -> impl Iterator<Item = &str> {
     address.host.split(',').map(str::trim)
 }
 
-/// `restapi.listen`.
+/// `restapi.listen`: one host, so a list is a name that does not exist.
 pub(super) fn listen(value: &Value, world: &World<'_>) -> Result<(), String> {
-    listens(text(value), REST_PORT, world)
+    let Some(address) = split_host_port(text(value), Some(REST_PORT)) else {
+        return wrong();
+    };
+    listens(&[address.host.as_str()], address.port, world)
 }
 
 /// `postgresql.listen`: several hosts.
 pub(super) fn postgres_listen(value: &Value, world: &World<'_>) -> Result<(), String> {
-    listens(text(value), POSTGRES_PORT, world)
-}
-
-fn listens(text: &str, port: u16, world: &World<'_>) -> Result<(), String> {
-    let Some(address) = split_host_port(text, Some(port)) else {
+    let Some(address) = split_host_port(text(value), Some(POSTGRES_PORT)) else {
         return wrong();
     };
     let all: Vec<&str> = hosts(&address).collect();
     if all.contains(&"*") && all != ["*"] {
         return Err(String::from("expecting '*' alone"));
     }
-    for host in all {
-        if world.connects(host, address.port)? && !world.options.ignore_listen_port {
-            return Err(format!("Port {} is already in use.", address.port));
+    listens(&all, address.port, world)
+}
+
+fn listens(hosts: &[&str], port: u16, world: &World<'_>) -> Result<(), String> {
+    for host in hosts {
+        if world.connects(host, port)? && !world.options.ignore_listen_port {
+            return Err(format!("Port {port} is already in use."));
         }
     }
     Ok(())

@@ -74,7 +74,11 @@ pub fn problems(local: &LocalConfig, options: ValidateOptions) -> Vec<String> {
     // What Patroni's checks let through may still not start.
     if let Err(error) = local.effective(&local.bootstrap_dcs().unwrap_or_default()) {
         let key = error.key().unwrap_or_default().to_owned();
-        let told = |line: &String| key.is_empty() || line.starts_with(&key);
+        // Also by a line about the whole section that the key is in.
+        let told = |line: &String| {
+            let path = line.split(' ').next().unwrap_or_default();
+            key.is_empty() || path.starts_with(&key) || key.starts_with(&format!("{path}."))
+        };
         if !lines.iter().any(told) {
             lines.push(error.line());
         }

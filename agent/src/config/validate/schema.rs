@@ -136,6 +136,7 @@ const CTL: &[Field] = &[
 ];
 
 const RESTAPI: &[Field] = &[
+    may("thread_pool_size", at_least(5)),
     must("listen", Shape::TextChecked(checks::listen)),
     must(
         "connect_address",
@@ -160,7 +161,6 @@ const RESTAPI: &[Field] = &[
         "server_tokens",
         Shape::OneOfAnyCase(&["minimal", "productonly", "original"]),
     ),
-    may("thread_pool_size", at_least(5)),
 ];
 
 const BASIC: &[Field] = &[must("username", Shape::Text), must("password", Shape::Text)];
@@ -224,9 +224,9 @@ const STANDBY: &[Field] = &[
         },
     ),
     may("restore_command", Shape::Text),
-    may("archive_cleanup_command", Shape::Text),
-    may("create_replica_methods", Shape::Texts),
     may("primary_slot_name", Shape::Text),
+    may("create_replica_methods", Shape::Texts),
+    may("archive_cleanup_command", Shape::Text),
     may("recovery_min_apply_delay", Shape::Text),
 ];
 
