@@ -19,6 +19,7 @@ fn system_identifiers(cluster: &Cluster) -> Result<BTreeSet<String>> {
         let cwd = cluster.dir();
         let (program, log) = (program.as_path(), log.as_path());
         let launch = chaos_tests::process::Launch {
+            network: None,
             program,
             args,
             env,
