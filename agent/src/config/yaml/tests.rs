@@ -233,3 +233,18 @@ proptest! {
         let _ = from_str(&text);
     }
 }
+
+#[test]
+fn only_whole_timestamps_are_quoted() {
+    for (text, quoted) in [
+        ("2030-01-01", true),
+        ("2030-1-1", false),
+        ("2030-01-01T00:00:00+00:00", true),
+        ("2030-1-1 0:00:00.5 Z", true),
+        ("2030-01-01 00:00", false),
+        ("2030-01-01T00:00:00+00:00 if version < 15.0.0", false),
+    ] {
+        let shown = to_string(&Value::from(text));
+        assert_eq!(shown.starts_with('\''), quoted, "{shown}");
+    }
+}

@@ -5,7 +5,7 @@ use super::{Agent, Finding, Level, Patient};
 use proto::cluster_table::identity;
 use proto::config::SyncMode;
 use proto::dcs::{ConfigRecord, Initialize, MemberRecord, RecordState};
-use proto::ids::MemberName;
+use proto::ids::{Epoch, MemberName};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -138,12 +138,20 @@ fn leader(patient: &Patient<'_>, notes: &mut Notes) {
             "the cluster is paused: there is no automatic failover",
         );
     }
-    for name in cluster.view.fences.keys() {
-        notes.add(
-            CHECK,
-            Level::Warn,
-            format!("{name} has promised to follow the leader no more"),
-        );
+    // A promise stays behind after the takeover that it was made for, and means nothing any more.
+    let epoch = cluster
+        .view
+        .record
+        .as_ref()
+        .map_or(Epoch(0), |entry| entry.record.epoch);
+    let standing = cluster
+        .view
+        .fences
+        .iter()
+        .filter(|(_, fence)| fence.promise.epoch >= epoch);
+    for (name, _) in standing {
+        let text = format!("{name} has promised to follow the leader no more");
+        notes.add(CHECK, Level::Warn, text);
     }
 }
 
