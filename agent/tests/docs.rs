@@ -14,7 +14,10 @@ use std::path::{Path, PathBuf};
 const END: &str = "<!-- end -->";
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the workspace")
+        .to_owned()
 }
 
 fn read(path: &Path) -> String {
@@ -81,7 +84,10 @@ fn exit_codes_are_those_of_the_code() {
              did not pass `--validate-config`; or `replay` found another decision",
         ),
         (Exit::Usage, "the command line is not understood"),
-        (Exit::LogLost, "ended as asked, but the last log records could not be written"),
+        (
+            Exit::LogLost,
+            "ended as asked, but the last log records could not be written",
+        ),
     ] {
         writeln!(table, "| {} | {meaning} |", exit.code()).expect("text");
     }
@@ -117,7 +123,11 @@ fn named_tests(text: &str) -> Vec<(String, String)> {
 fn every_test_that_a_page_names_exists() {
     let mut sources: BTreeMap<String, String> = BTreeMap::new();
     for path in files(&root(), "rs") {
-        let name = path.file_name().expect("a file").to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .expect("a file")
+            .to_string_lossy()
+            .into_owned();
         sources.entry(name).or_default().push_str(&read(&path));
     }
     let mut missing = Vec::new();
@@ -144,9 +154,16 @@ fn rules_that_are_explained_exist() {
         ("docs/how-to/troubleshoot.md", 0),
         ("docs/explanation/failover-step-by-step.md", usize::MAX),
     ] {
-        for line in read(&root().join(page)).lines().filter(|line| line.starts_with("| ")) {
+        for line in read(&root().join(page))
+            .lines()
+            .filter(|line| line.starts_with("| "))
+        {
             let cells: Vec<&str> = line.trim_matches('|').split('|').collect();
-            let cell = cells.get(column).or(cells.last()).copied().unwrap_or_default();
+            let cell = cells
+                .get(column)
+                .or(cells.last())
+                .copied()
+                .unwrap_or_default();
             for word in cell.split('`').skip(1).step_by(2) {
                 let looks_like_a_rule = word.contains('-') && !word.contains([' ', '_', '/', '.']);
                 if looks_like_a_rule && !known.contains(word) {

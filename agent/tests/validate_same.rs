@@ -59,14 +59,21 @@ const DIFFERENCES: &[Difference] = &[
     },
     Difference {
         file: "other-store.yml",
-        theirs: &["consul.host 127.0.0.1:8500 didn't pass validation: 127.0.0.1:8500 is not reachable"],
-        ours: &["other-store.yml: section consul: Patroni would use it instead of etcd3; remove it"],
+        theirs: &[
+            "consul.host 127.0.0.1:8500 didn't pass validation: 127.0.0.1:8500 is not reachable",
+        ],
+        ours: &[
+            "other-store.yml: section consul: Patroni would use it instead of etcd3; remove it",
+        ],
         stricter: false,
         why: "only etcd is supported, so another store is not looked at but refused",
     },
     Difference {
         file: "not-a-mapping.yml",
-        theirs: &["not-a-mapping.yml does not contain a dict", "invalid config file not-a-mapping.yml"],
+        theirs: &[
+            "not-a-mapping.yml does not contain a dict",
+            "invalid config file not-a-mapping.yml",
+        ],
         ours: &["not-a-mapping.yml does not contain a mapping: invalid config file"],
         stricter: false,
         why: "the same in one line",
@@ -74,7 +81,9 @@ const DIFFERENCES: &[Difference] = &[
     Difference {
         file: "not-yaml.yml",
         theirs: &[TRACEBACK],
-        ours: &["not-yaml.yml: line 3, column 5: did not find expected ',' or ']' while parsing a flow sequence"],
+        ours: &[
+            "not-yaml.yml: line 3, column 5: did not find expected ',' or ']' while parsing a flow sequence",
+        ],
         stricter: false,
         why: "file, place and problem instead of a traceback",
     },
@@ -114,8 +123,10 @@ fn directory() -> PathBuf {
 }
 
 fn postgres() -> PathBuf {
-    std::env::var_os("GARDEN_PG_BIN")
-        .map_or_else(|| PathBuf::from("/usr/lib/postgresql/15/bin"), PathBuf::from)
+    std::env::var_os("GARDEN_PG_BIN").map_or_else(
+        || PathBuf::from("/usr/lib/postgresql/15/bin"),
+        PathBuf::from,
+    )
 }
 
 /// Runs a program on a file of `dir`, without any `PATRONI_*` variable.
@@ -134,7 +145,12 @@ fn run(program: &Path, dir: &Path, file: &str, switches: &[&str]) -> Verdict {
 }
 
 fn ours(dir: &Path, file: &str, switches: &[&str]) -> Verdict {
-    run(Path::new(env!("CARGO_BIN_EXE_garden-agent")), dir, file, switches)
+    run(
+        Path::new(env!("CARGO_BIN_EXE_garden-agent")),
+        dir,
+        file,
+        switches,
+    )
 }
 
 fn patroni() -> Option<PathBuf> {
@@ -147,7 +163,9 @@ fn patroni() -> Option<PathBuf> {
 
 fn files() -> Vec<String> {
     let entries = std::fs::read_dir(directory()).expect("the files to validate");
-    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let names = entries
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned());
     let mut names: Vec<String> = names.filter(|name| name.ends_with(".yml")).collect();
     names.sort();
     assert!(names.len() > 25, "the files to validate");
@@ -157,7 +175,11 @@ fn files() -> Vec<String> {
 /// Patroni's verdict as ours must be: each difference that is known is put in, where it is.
 fn expected(theirs: &Verdict, known: Option<&Difference>) -> Result<Verdict, String> {
     let Some(known) = known else {
-        return Ok(Verdict { errors: theirs.errors.clone(), printed: theirs.printed.clone(), ..*theirs });
+        return Ok(Verdict {
+            errors: theirs.errors.clone(),
+            printed: theirs.printed.clone(),
+            ..*theirs
+        });
     };
     let mut errors = theirs.errors.clone();
     let at = match known.theirs.first() {
@@ -168,12 +190,19 @@ fn expected(theirs: &Verdict, known: Option<&Difference>) -> Result<Verdict, Str
             .ok_or_else(|| format!("Patroni does not say any more: {first}"))?,
     };
     let end = at + known.theirs.len();
-    if errors.get(at..end).is_none_or(|lines| lines != known.theirs) {
+    if errors
+        .get(at..end)
+        .is_none_or(|lines| lines != known.theirs)
+    {
         return Err(format!("Patroni does not say any more: {:?}", known.theirs));
     }
     errors.splice(at..end, known.ours.iter().map(|line| (*line).to_owned()));
     let status = if known.stricter { 1 } else { theirs.status };
-    Ok(Verdict { status, errors, printed: theirs.printed.clone() })
+    Ok(Verdict {
+        status,
+        errors,
+        printed: theirs.printed.clone(),
+    })
 }
 
 #[test]
@@ -187,11 +216,16 @@ fn messages_and_status_are_those_of_the_released_patroni() {
         let ours = ours(&directory(), &file, &[]);
         match expected(&theirs, known.get(file.as_str()).copied()) {
             Ok(expected) if expected == ours => same += usize::from(theirs == ours),
-            Ok(expected) => wrong.push(format!("{file}:\n  expected {expected:?}\n  ours     {ours:?}")),
+            Ok(expected) => wrong.push(format!(
+                "{file}:\n  expected {expected:?}\n  ours     {ours:?}"
+            )),
             Err(gone) => wrong.push(format!("{file}: {gone}")),
         }
     }
-    println!("{same} files with the same lines and status; {} with differences:", known.len());
+    println!(
+        "{same} files with the same lines and status; {} with differences:",
+        known.len()
+    );
     for difference in DIFFERENCES {
         println!("  {:<32} {}", difference.file, difference.why);
     }
@@ -207,7 +241,12 @@ fn a_port_in_use_is_told_unless_it_may_be_and_the_merged_file_is_printed_alike()
     let dir = std::env::temp_dir().join(format!("garden-validate-{}", std::process::id()));
     std::fs::create_dir_all(&dir).expect("a directory");
     std::fs::write(dir.join("a.yml"), text.replace("31998", &port.to_string())).expect("write");
-    for switches in [&[][..], &["-i"], &["-i", "-p"], &["--ignore-listen-port", "--print"]] {
+    for switches in [
+        &[][..],
+        &["-i"],
+        &["-i", "-p"],
+        &["--ignore-listen-port", "--print"],
+    ] {
         let theirs = run(&patroni, &dir, "a.yml", switches);
         assert_eq!(ours(&dir, "a.yml", switches), theirs, "{switches:?}");
     }
@@ -216,13 +255,23 @@ fn a_port_in_use_is_told_unless_it_may_be_and_the_merged_file_is_printed_alike()
 
 #[test]
 fn good_files_pass_and_broken_ones_do_not() {
-    let lenient = ["threads-sane-stack.yml", "watchdog-off.yml", "postgresql-two-addresses.yml"];
+    let lenient = [
+        "threads-sane-stack.yml",
+        "watchdog-off.yml",
+        "postgresql-two-addresses.yml",
+    ];
     for file in files() {
         let verdict = ours(&directory(), &file, &[]);
         let good = file.starts_with("good-") || lenient.contains(&file.as_str());
         assert_eq!(verdict.status == 0, good, "{file}: {:?}", verdict.errors);
-        assert!(good || !verdict.errors.is_empty(), "{file} is refused without a word");
+        assert!(
+            good || !verdict.errors.is_empty(),
+            "{file} is refused without a word"
+        );
         let told = verdict.errors.join("\n");
-        assert!(!told.contains("secret-"), "{file}: a password is shown: {told}");
+        assert!(
+            !told.contains("secret-"),
+            "{file}: a password is shown: {told}"
+        );
     }
 }

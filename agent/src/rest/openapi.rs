@@ -40,7 +40,11 @@ pub(super) async fn document(Extension(operations): Extension<Operations>) -> An
 fn describe(operations: &[Operation], version: &str) -> String {
     let mut paths = Map::new();
     for (path, summary) in HEALTH_PATHS {
-        let check = json!({"summary": summary, "responses": responses(&[200, 503])});
+        let check = json!({
+            "summary": summary,
+            "parameters": check_parameters(),
+            "responses": responses(&[200, 503]),
+        });
         paths.insert(
             (*path).into(),
             json!({"get": check, "head": check, "options": check}),
@@ -72,12 +76,54 @@ fn operation(known: &Operation) -> Value {
             "requestBody".into(),
             json!({
                 "required": known.body == BodyRule::Mandatory,
-                "content": {"application/json": {"schema": {"type": "object"}}},
+                "content": {"application/json": {"schema": body(known)}},
             }),
         );
     }
     doc.insert("responses".into(), responses(known.codes));
     Value::Object(doc)
+}
+
+/// What a health check may be narrowed down by. A value that cannot be read counts as absent.
+fn check_parameters() -> Value {
+    let query = |name: &str, example: &str, description: &str| {
+        json!({
+            "name": name, "in": "query", "description": description, "example": example,
+            "schema": {"type": "string"},
+        })
+    };
+    json!([
+        query("lag", "16MB", "Replicas: at most so far behind."),
+        query(
+            "replication_state",
+            "streaming",
+            "Replicas: the state of replication."
+        ),
+        query("tag_NAME", "value", "The tag NAME has this value."),
+    ])
+}
+
+/// The keys that a body may have. All are optional here: which ones belong together is said by the
+/// answer.
+fn body(known: &Operation) -> Value {
+    let any = json!({});
+    let text = json!({"type": "string"});
+    let flag = json!({"type": "boolean"});
+    let properties = match known.segment {
+        "switchover" => json!({"leader": text, "candidate": text, "scheduled_at": any}),
+        "failover" => json!({"candidate": text}),
+        "restart" => json!({
+            "schedule": text, "role": {"enum": ["primary", "standby_leader", "replica"]},
+            "postgres_version": text, "timeout": any, "restart_pending": flag,
+        }),
+        "reinitialize" => json!({"force": flag, "from-leader": flag}),
+        "failsafe" => json!({
+            "name": text, "conn_url": text, "api_url": text,
+            "slots": {"type": "object", "additionalProperties": {"type": "integer"}},
+        }),
+        _ => return json!({"type": "object"}),
+    };
+    json!({"type": "object", "properties": properties})
 }
 
 fn responses(codes: &[u16]) -> Value {

@@ -309,11 +309,19 @@ fn own_part(page: &mut Page, published: &Published, now: MonoTime) {
     page.flag(
         "garden_agent_record_lease",
         "1 while the cluster is led by the record, 0 while by the leader key.",
-        published.view.as_ref().is_some_and(|v| tenure::is_native(v)),
+        published
+            .view
+            .as_ref()
+            .is_some_and(|v| tenure::is_native(v)),
     );
     if !published.rule.is_empty() {
         let labels = page.labels.trim_end_matches('}').to_owned();
-        page.head("gauge", "garden_agent_rule", "1 for the rule of the last decision.", "");
+        page.head(
+            "gauge",
+            "garden_agent_rule",
+            "1 for the rule of the last decision.",
+            "",
+        );
         page.text.push_str(&format!(
             "garden_agent_rule{labels},rule=\"{}\"}} 1\n",
             escape(&published.rule)
