@@ -45,7 +45,10 @@ pub struct Shown {
     pub left_out: u64,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out a reference")]
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands out a reference"
+)]
 fn is_zero(n: &u64) -> bool {
     *n == 0
 }
@@ -213,7 +216,11 @@ impl FileWriter {
         }
         let file = OpenOptions::new().create(true).append(true).open(path)?;
         let size = file.metadata()?.len();
-        Ok(Self { path: path.to_owned(), file, size })
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            size,
+        })
     }
 
     fn run(mut self, entries: &Receiver<ToWriter>) {
@@ -271,13 +278,17 @@ pub enum Replayed {
 /// Decides every entry of a journal again.
 pub fn replay(text: &str) -> Vec<Replayed> {
     let one = |(index, line): (usize, &str)| match serde_json::from_str::<Entry>(line) {
-        Err(err) => Replayed::Unreadable { line: index + 1, problem: err.to_string() },
+        Err(err) => Replayed::Unreadable {
+            line: index + 1,
+            problem: err.to_string(),
+        },
         Ok(entry) => {
-            let (now, _) =
-                proto::core::decide(&entry.observation, &entry.memory, &entry.settings);
+            let (now, _) = proto::core::decide(&entry.observation, &entry.memory, &entry.settings);
             if now == entry.decision {
                 let rule = now.reason.rule();
-                Replayed::Same { reason: format!("{rule}: {}", now.reason) }
+                Replayed::Same {
+                    reason: format!("{rule}: {}", now.reason),
+                }
             } else {
                 Replayed::Differs {
                     recorded: format!("{:#?}", entry.decision),
@@ -286,5 +297,9 @@ pub fn replay(text: &str) -> Vec<Replayed> {
             }
         }
     };
-    text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(one).collect()
+    text.lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim().is_empty())
+        .map(one)
+        .collect()
 }

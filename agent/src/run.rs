@@ -36,8 +36,15 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             ExitCode::from(supervise::run(arguments.get(1..).unwrap_or_default()))
         }
         Invocation::Run { config } => agent(config.as_deref()),
-        Invocation::Validate { config, ignore_listen_port, print } => {
-            let options = config::validate::ValidateOptions { ignore_listen_port, print };
+        Invocation::Validate {
+            config,
+            ignore_listen_port,
+            print,
+        } => {
+            let options = config::validate::ValidateOptions {
+                ignore_listen_port,
+                print,
+            };
             match Loader::new(config.as_deref(), env::capture()).and_then(|l| l.load_any()) {
                 Ok(local) => config::validate::run(&local, options).into(),
                 Err(err) => failure(&err),
@@ -119,5 +126,9 @@ fn replay(file: &PathBuf) -> ExitCode {
             }
         }
     }
-    if same { Exit::Success.into() } else { Exit::Failure.into() }
+    if same {
+        Exit::Success.into()
+    } else {
+        Exit::Failure.into()
+    }
 }

@@ -58,7 +58,10 @@ impl Case {
     }
 
     fn with(mut self, old: &str, new: &str) -> Self {
-        assert!(self.text.contains(old), "{old:?} is not in the configuration");
+        assert!(
+            self.text.contains(old),
+            "{old:?} is not in the configuration"
+        );
         self.text = self.text.replacen(old, new, 1);
         self
     }
@@ -101,7 +104,9 @@ impl Case {
         let output = self.run();
         let said = words(&output);
         assert!(!output.status.success(), "status {}: {said}", output.status);
-        let clear = said.lines().any(|line| expected.iter().all(|word| line.contains(word)));
+        let clear = said
+            .lines()
+            .any(|line| expected.iter().all(|word| line.contains(word)));
         assert!(clear, "no line has {expected:?}:\n{said}");
         for secret in ["secret-one", "secret-two"] {
             assert!(!said.contains(secret), "a password is in: {said}");
@@ -122,7 +127,12 @@ fn picture(dir: &Path) -> Vec<String> {
     while let Some(dir) = open.pop() {
         for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
             let meta = entry.metadata().expect("look at a file");
-            found.push(format!("{:?} {} {:o}", entry.path(), meta.len(), meta.permissions().mode()));
+            found.push(format!(
+                "{:?} {} {:o}",
+                entry.path(),
+                meta.len(),
+                meta.permissions().mode()
+            ));
             if meta.is_dir() {
                 open.push(entry.path());
             }
@@ -136,26 +146,43 @@ const NOWHERE: &str = "127.0.0.1:1";
 
 #[test]
 fn text_that_is_no_yaml_is_refused_with_its_place() {
-    Case::new("yaml", NOWHERE).with("scope: bad-input", "scope: [bad").is_refused(&["patroni.yml"]);
+    Case::new("yaml", NOWHERE)
+        .with("scope: bad-input", "scope: [bad")
+        .is_refused(&["patroni.yml"]);
 }
 
 #[test]
 fn a_wrong_type_is_refused_with_its_key() {
     let case = Case::new("type", NOWHERE);
-    let line = case.text.lines().find(|l| l.contains("bin_dir")).expect("there is one").to_owned();
-    case.with(&line, &format!("{line}\n  parameters: [1, 2]")).is_refused(&["postgresql.parameters"]);
+    let line = case
+        .text
+        .lines()
+        .find(|l| l.contains("bin_dir"))
+        .expect("there is one")
+        .to_owned();
+    case.with(&line, &format!("{line}\n  parameters: [1, 2]"))
+        .is_refused(&["postgresql.parameters"]);
 }
 
 #[test]
 fn another_kind_of_store_is_refused_by_name() {
-    Case::new("store", NOWHERE).with("etcd3:", "consul:").is_refused(&["consul"]);
+    Case::new("store", NOWHERE)
+        .with("etcd3:", "consul:")
+        .is_refused(&["consul"]);
 }
 
 #[test]
 fn a_missing_key_is_named() {
-    Case::new("missing", NOWHERE).with("name: node1", "").is_refused(&["name"]);
+    Case::new("missing", NOWHERE)
+        .with("name: node1", "")
+        .is_refused(&["name"]);
     let case = Case::new("missing-dir", NOWHERE);
-    let line = case.text.lines().find(|l| l.contains("data_dir")).expect("there is one").to_owned();
+    let line = case
+        .text
+        .lines()
+        .find(|l| l.contains("data_dir"))
+        .expect("there is one")
+        .to_owned();
     case.with(&line, "").is_refused(&["data_dir"]);
 }
 
@@ -197,10 +224,19 @@ fn a_port_in_use_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("take a port");
     let port = taken.local_addr().expect("its number").port().to_string();
     let mut case = Case::new("port", &cluster.servers[0].url());
-    let listen = case.text.lines().find(|l| l.contains("  listen: 127.0.0.1")).expect("there is one");
-    case.text = case.text.replace(listen, &format!("  listen: 127.0.0.1:{port}"));
+    let listen = case
+        .text
+        .lines()
+        .find(|l| l.contains("  listen: 127.0.0.1"))
+        .expect("there is one");
+    case.text = case
+        .text
+        .replace(listen, &format!("  listen: 127.0.0.1:{port}"));
     case.is_refused(&["restapi", &port]);
-    assert!(!case.data().join("PG_VERSION").exists(), "a refused start made a cluster");
+    assert!(
+        !case.data().join("PG_VERSION").exists(),
+        "a refused start made a cluster"
+    );
 }
 
 #[test]
@@ -209,13 +245,22 @@ fn wrong_credentials_for_etcd_are_said_and_end_the_agent() {
     let cluster = runtime.block_on(Cluster::start(1));
     runtime.block_on(async {
         let mut admin = cluster.admin().await;
-        admin.user_add("root", "right", None).await.expect("add a user");
-        admin.user_grant_role("root", "root").await.expect("grant a role");
+        admin
+            .user_add("root", "right", None)
+            .await
+            .expect("add a user");
+        admin
+            .user_grant_role("root", "root")
+            .await
+            .expect("grant a role");
         admin.auth_enable().await.expect("switch authentication on");
     });
     let url = cluster.servers[0].url();
     let hosts = url.trim_start_matches("http://").to_owned();
     Case::new("credentials", &url)
-        .with(&format!("hosts: {hosts}"), &format!("hosts: {hosts}\n  username: root\n  password: wrong"))
+        .with(
+            &format!("hosts: {hosts}"),
+            &format!("hosts: {hosts}\n  username: root\n  password: wrong"),
+        )
         .is_refused(&["etcd"]);
 }

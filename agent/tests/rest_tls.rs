@@ -98,7 +98,7 @@ async fn ask(
         .as_u16())
 }
 
-fn trusting(ca: &PathBuf) -> ClientTls {
+fn trusting(ca: &std::path::Path) -> ClientTls {
     ClientTls {
         trust: Trust::Ca(ca.clone()),
         ..ClientTls::default()

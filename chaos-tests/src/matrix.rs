@@ -225,9 +225,8 @@ impl Matrix {
         let verdict = checker::check(&self.cluster, after.leader, ledgers).await?;
         run.lost = verdict.lost.len();
         run.doubled = verdict.doubled.len();
-        if !verdict.clean() && self.options.mode != Mode::Async {
-            run.wrong.push(format!("{verdict}"));
-        } else if !verdict.doubled.is_empty() || !verdict.differing.is_empty() {
+        let broken = !verdict.doubled.is_empty() || !verdict.differing.is_empty();
+        if broken || (!verdict.clean() && self.options.mode != Mode::Async) {
             run.wrong.push(format!("{verdict}"));
         }
         Ok(())

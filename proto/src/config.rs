@@ -257,7 +257,11 @@ impl NativeConfig {
             Some("ttl") => {
                 let wait_ms = u64::try_from(ttl.as_millis()).unwrap_or(safe.wait_ms);
                 let lease_ms = wait_ms * 998 / 1000 - safe.fence_ms - 10;
-                Self { lease_ms, wait_ms, ..safe.clone() }
+                Self {
+                    lease_ms,
+                    wait_ms,
+                    ..safe.clone()
+                }
             }
             Some(other) => {
                 notes.push(format!(
@@ -698,7 +702,11 @@ mod native_tests {
             for ttl in [20, 30, 31, 300] {
                 let read = parse(json!({"ttl": ttl, "garden": {"profile": profile}}));
                 assert_eq!(read.native.problem(), None, "{profile}, ttl {ttl}");
-                assert!(read.notes.iter().all(|n| !n.contains("garden")), "{:?}", read.notes);
+                assert!(
+                    read.notes.iter().all(|n| !n.contains("garden")),
+                    "{:?}",
+                    read.notes
+                );
             }
         }
         let patient = parse(json!({"garden": {"profile": "ttl"}})).native;
@@ -709,6 +717,10 @@ mod native_tests {
     fn lengths_that_would_be_two_primaries_are_not_used() {
         let read = parse(json!({"garden": {"wait_ms": 8_500}}));
         assert_eq!(read.native, NativeConfig::default());
-        assert!(read.notes.iter().any(|note| note.contains("wait_ms=8500")), "{:?}", read.notes);
+        assert!(
+            read.notes.iter().any(|note| note.contains("wait_ms=8500")),
+            "{:?}",
+            read.notes
+        );
     }
 }

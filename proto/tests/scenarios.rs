@@ -49,7 +49,7 @@ fn on(node: usize, kind: Kind, at: T, lasts: T) -> Fault {
 /// Runs the faults in a cluster of this shape, which must stay safe and become healthy again.
 fn story(shape: Shape, faults: &[Fault]) -> Outcome {
     let told = std::env::var_os("SIM_TELL").is_some();
-    let outcome = (0..8).map(|seed| {
+    let mut outcome = (0..8).map(|seed| {
         let plan = Plan {
             seed,
             shape: shape.clone(),
@@ -63,7 +63,7 @@ fn story(shape: Shape, faults: &[Fault]) -> Outcome {
         assert_eq!(outcome.failed, None, "seed {seed}");
         outcome
     });
-    outcome.last().expect("several seeds")
+    outcome.next_back().expect("several seeds")
 }
 
 #[test]

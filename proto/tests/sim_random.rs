@@ -54,7 +54,7 @@ fn work(next: &AtomicU64, runs: u64, until: Instant, total: &Mutex<Total>) {
         }
         let plan = Plan::of_seed(seed);
         let outcome = run(&plan, &mut nursery, false);
-        if seed % 100 == 0 {
+        if seed.is_multiple_of(100) {
             let again = run(&plan, &mut nursery, false);
             assert_eq!(
                 again.story.trace, outcome.story.trace,

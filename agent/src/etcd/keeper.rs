@@ -322,8 +322,9 @@ impl RecordLoop {
             return early;
         }
         let session = LeaseId(self.tools.shared.session.load(Ordering::Acquire));
-        let with_leader =
-            session.0 != 0 && session != self.dead_session && !std::mem::take(&mut self.leader_moved);
+        let with_leader = session.0 != 0
+            && session != self.dead_session
+            && !std::mem::take(&mut self.leader_moved);
         let leader = with_leader.then(|| self.tools.view.leader_beside(renewal.owner()));
         let (written, txn) = renewal.attempt(&terms, now, leader.flatten());
         let request = store::to_etcd(&txn, &self.tools.keyspace, session);

@@ -114,9 +114,7 @@ impl Member {
     /// The watchdog stays on until nothing of ours can be writable, or the cluster is paused.
     fn watchdog_may_rest(&self) -> bool {
         let postgres = &self.observation.postgres;
-        self.settings.cluster.pause
-            || self.in_recovery()
-            || postgres.process == Process::Gone
+        self.settings.cluster.pause || self.in_recovery() || postgres.process == Process::Gone
     }
 
     fn in_recovery(&self) -> bool {
@@ -138,7 +136,10 @@ impl Member {
         let leader = view.and_then(|view| {
             let name = view.leader_name()?;
             let conn_url = view.member(name)?.conn_url.clone()?;
-            Some(Upstream::Member { name: name.clone(), conn_url })
+            Some(Upstream::Member {
+                name: name.clone(),
+                conn_url,
+            })
         });
         leader.unwrap_or_default()
     }
@@ -153,7 +154,10 @@ impl Member {
         if let Some((record, sent_at)) = &record {
             // The one that is committed may be an earlier attempt for the same epoch, whose outcome is
             // unknown: count from the first (I2).
-            let earlier = self.claimed.take().filter(|(claim, _)| claim.epoch == record.epoch);
+            let earlier = self
+                .claimed
+                .take()
+                .filter(|(claim, _)| claim.epoch == record.epoch);
             let first = earlier.map_or(*sent_at, |(_, at)| at.min(*sent_at));
             self.claimed = Some((record.clone(), first));
         }
@@ -172,7 +176,14 @@ impl Member {
             }
             let result = TaskResult::Txn(outcome);
             // The loop is gone only when the process ends.
-            let _ = done.send(Done { task, result, peers: None, record }).await;
+            let _ = done
+                .send(Done {
+                    task,
+                    result,
+                    peers: None,
+                    record,
+                })
+                .await;
         });
     }
 
@@ -181,17 +192,15 @@ impl Member {
         let (client, done) = (self.peers.clone(), self.done.clone());
         tokio::spawn(async move {
             let answers = client.ask(&peers, limit).await;
-            let report =
-                Done { peers: Some(answers), ..Done::plain(Task::Peers, TaskResult::Done) };
+            let report = Done {
+                peers: Some(answers),
+                ..Done::plain(Task::Peers, TaskResult::Done)
+            };
             let _ = done.send(report).await;
         });
     }
 
-    fn ask_failsafe(
-        &mut self,
-        peers: BTreeMap<MemberName, String>,
-        slots: BTreeMap<String, u64>,
-    ) {
+    fn ask_failsafe(&mut self, peers: BTreeMap<MemberName, String>, slots: BTreeMap<String, u64>) {
         self.begin(Task::AskFailsafe);
         let message = FailsafeMessage {
             name: self.settings.me.clone(),
@@ -206,7 +215,10 @@ impl Member {
                 tracing::warn!("failsafe: {name} does not agree: {why}");
             }
             let accepted = verdict.accepted;
-            let result = TaskResult::Failsafe { accepted, sent_at: verdict.sent_at };
+            let result = TaskResult::Failsafe {
+                accepted,
+                sent_at: verdict.sent_at,
+            };
             let _ = done.send(Done::plain(Task::AskFailsafe, result)).await;
         });
     }
@@ -215,8 +227,7 @@ impl Member {
     fn withdraw(&mut self, epoch: Epoch) {
         self.begin(Task::Fence);
         let txn = txns::withdraw(&self.settings);
-        let (etcd, done, postgres) =
-            (self.etcd.clone(), self.done.clone(), self.postgres.clone());
+        let (etcd, done, postgres) = (self.etcd.clone(), self.done.clone(), self.postgres.clone());
         tokio::spawn(async move {
             match etcd.commit(&txn, COMMIT_LIMIT).await {
                 // The driver reports the end of the task.
@@ -258,7 +269,11 @@ fn told(what: &str, result: Result<(), GuardianError>) {
 /// The lease record that a transaction would write.
 fn own_record(txn: &Txn) -> Option<LeaseRecord> {
     txn.then.iter().find_map(|op| match op {
-        Op::Put { key: Key::Record, value, .. } => serde_json::from_str(value).ok(),
+        Op::Put {
+            key: Key::Record,
+            value,
+            ..
+        } => serde_json::from_str(value).ok(),
         _ => None,
     })
 }

@@ -74,7 +74,12 @@ struct Done {
 
 impl Done {
     fn plain(task: Task, result: TaskResult) -> Self {
-        Self { task, result, peers: None, record: None }
+        Self {
+            task,
+            result,
+            peers: None,
+            record: None,
+        }
     }
 }
 
@@ -219,7 +224,8 @@ impl Member {
     /// Every change of rule goes to the journal and the log, repeats do not.
     fn record(&mut self, decision: &Decision) {
         if decision.reason.rule() != self.memory.last_rule {
-            self.journal.record(&self.observation, &self.memory, &self.settings, decision);
+            self.journal
+                .record(&self.observation, &self.memory, &self.settings, decision);
         }
         // A running job logs its own phases.
         let sentence = decision.reason.to_string();

@@ -85,9 +85,15 @@ impl Member {
         let dcs = &mut self.observation.dcs;
         dcs.watching_since.get_or_insert(now);
         match &view.record {
-            Some(entry) if dcs.record_seen.is_some_and(|s| s.modified == entry.modified) => {}
+            Some(entry)
+                if dcs
+                    .record_seen
+                    .is_some_and(|s| s.modified == entry.modified) => {}
             Some(entry) => {
-                dcs.record_seen = Some(RecordSeen { modified: entry.modified, since: now });
+                dcs.record_seen = Some(RecordSeen {
+                    modified: entry.modified,
+                    since: now,
+                });
             }
             None => dcs.record_seen = None,
         }
@@ -105,12 +111,23 @@ impl Member {
         let ours = record.owner == self.settings.me
             && record.session == self.observation.guardian.session
             && record.state == RecordState::Held;
-        if !ours || self.observation.dcs.held.is_some_and(|held| held.epoch == record.epoch) {
+        if !ours
+            || self
+                .observation
+                .dcs
+                .held
+                .is_some_and(|held| held.epoch == record.epoch)
+        {
             return;
         }
-        let claimed = self.claimed.as_ref().filter(|(claim, _)| claim.epoch == record.epoch);
+        let claimed = self
+            .claimed
+            .as_ref()
+            .filter(|(claim, _)| claim.epoch == record.epoch);
         let inherited = self.inherited.filter(|held| held.epoch == record.epoch);
-        let sent_at = claimed.map(|(_, at)| *at).or(inherited.map(|held| held.sent_at));
+        let sent_at = claimed
+            .map(|(_, at)| *at)
+            .or(inherited.map(|held| held.sent_at));
         let Some(sent_at) = sent_at else { return };
         let held = HeldRecord {
             epoch: record.epoch,
@@ -123,7 +140,10 @@ impl Member {
     }
 
     fn hold_record(&mut self, record: LeaseRecord, held: HeldRecord) {
-        let kept = super::Kept { epoch: record.epoch.0, length_ms: record.l_ms };
+        let kept = super::Kept {
+            epoch: record.epoch.0,
+            length_ms: record.l_ms,
+        };
         if let Ok(blob) = serde_json::to_vec(&kept)
             && let Err(err) = self.guardian.keep(record.session.clone(), blob)
         {
@@ -174,7 +194,12 @@ impl Member {
                 }
             }
             PgEvent::JobEnded(finished) => {
-                if self.observation.job.as_ref().is_some_and(|job| job.id == finished.id) {
+                if self
+                    .observation
+                    .job
+                    .as_ref()
+                    .is_some_and(|job| job.id == finished.id)
+                {
                     self.observation.job = None;
                     self.observation.finished = Some(finished);
                 }
@@ -185,7 +210,12 @@ impl Member {
     }
 
     pub(super) fn task_done(&mut self, done: Done) {
-        let Done { task, result, peers, record } = done;
+        let Done {
+            task,
+            result,
+            peers,
+            record,
+        } = done;
         if let Some(answers) = peers {
             self.observation.peers.extend(answers);
         }
@@ -203,11 +233,19 @@ impl Member {
             }
         }
         self.observation.in_flight.remove(&task);
-        self.observation.outcomes.insert(task, Outcome { at: clock::now(), result });
+        self.observation.outcomes.insert(
+            task,
+            Outcome {
+                at: clock::now(),
+                result,
+            },
+        );
     }
 
     fn record_written(&mut self, written: LeaseRecord, sent_at: MonoTime, result: &TaskResult) {
-        let TaskResult::Txn(outcome) = result else { return };
+        let TaskResult::Txn(outcome) = result else {
+            return;
+        };
         let by_us = written.owner == self.settings.me && written.state == RecordState::Held;
         match outcome {
             TxnOutcome::Committed(revision) if by_us => {
@@ -235,13 +273,17 @@ impl Member {
         o.wall = clock::wall();
         o.dice = fastrand::u64(..);
         o.dcs.confirmed = o.dcs.view.is_some()
-            && self.alive_at.is_some_and(|at| now.since(at) < CONFIRM_LIMIT);
+            && self
+                .alive_at
+                .is_some_and(|at| now.since(at) < CONFIRM_LIMIT);
         o.dcs.confirmed_at = self.alive_at.unwrap_or(o.dcs.confirmed_at);
         let hello = self.guardian.hello();
         o.guardian.alive = self.guardian.is_alive();
         o.guardian.fit = hello.fit;
-        o.guardian.armed =
-            hello.armed.map(|armed| Armed { epoch: armed.epoch, deadline: armed.deadline });
+        o.guardian.armed = hello.armed.map(|armed| Armed {
+            epoch: armed.epoch,
+            deadline: armed.deadline,
+        });
         o.guardian.session = hello.session;
         let timing = self.settings.cluster.timing;
         o.watchdog_failed = !self.watchdog.is_healthy(timing.ttl(), timing.loop_wait());
@@ -256,7 +298,12 @@ impl Member {
         let snapshot = Published {
             at: o.now,
             settings: Arc::clone(&self.settings),
-            view: o.dcs.view.as_ref().filter(|_| fresh).map(|view| Arc::new(view.clone())),
+            view: o
+                .dcs
+                .view
+                .as_ref()
+                .filter(|_| fresh)
+                .map(|view| Arc::new(view.clone())),
             dcs_last_seen: self.last_seen,
             postgres: Arc::new(o.postgres.clone()),
             state: standing.state,
@@ -268,7 +315,12 @@ impl Member {
             watchdog_failed: o.watchdog_failed,
             wishes: o.wishes.clone(),
             job: o.job.as_ref().map(|job| job.job.label()),
-            system_id: o.postgres.control.as_ref().map(|c| c.system_id).filter(|id| id.0 != 0),
+            system_id: o
+                .postgres
+                .control
+                .as_ref()
+                .map(|c| c.system_id)
+                .filter(|id| id.0 != 0),
             next_run: decision.wake_at,
             rule: decision.reason.rule().to_owned(),
             reason: decision.reason.to_string(),

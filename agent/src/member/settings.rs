@@ -26,7 +26,11 @@ pub(super) fn meaning(
     let cluster = ClusterConfig::parse(dynamic);
     notes.extend(cluster.notes.iter().cloned());
     let postgresql = &config.postgresql;
-    let scheme = if config.restapi.tls.is_some() { "https" } else { "http" };
+    let scheme = if config.restapi.tls.is_some() {
+        "https"
+    } else {
+        "http"
+    };
     let database = &postgresql.database;
     let url = |address: &str| format!("postgres://{address}/{database}");
     let settings = Settings {
@@ -50,14 +54,23 @@ pub(super) fn meaning(
         conf_generation: generation,
         cluster,
     };
-    Ok(Meaning { config, settings, notes })
+    Ok(Meaning {
+        config,
+        settings,
+        notes,
+    })
 }
 
 impl Member {
     /// `/config` in etcd has changed, perhaps. A document that cannot be applied leaves the last good
     /// one in force as a whole (S12, `configuration.md` 2.4).
     pub(super) fn dynamic_may_have_changed(&mut self) {
-        let Some(document) = self.observation.dcs.view.as_ref().and_then(|v| v.config.document())
+        let Some(document) = self
+            .observation
+            .dcs
+            .view
+            .as_ref()
+            .and_then(|v| v.config.document())
         else {
             return;
         };
@@ -84,7 +97,11 @@ impl Member {
                 if local.same(&self.local) {
                     tracing::info!("No local configuration items changed.");
                 }
-                match meaning(&local, &self.settings.dynamic, self.settings.conf_generation + 1) {
+                match meaning(
+                    &local,
+                    &self.settings.dynamic,
+                    self.settings.conf_generation + 1,
+                ) {
                     Ok(meaning) => {
                         self.local = local;
                         self.apply(meaning, true);
@@ -98,7 +115,11 @@ impl Member {
     }
 
     fn apply(&mut self, meaning: Meaning, reload: bool) {
-        let Meaning { config, settings, notes } = meaning;
+        let Meaning {
+            config,
+            settings,
+            notes,
+        } = meaning;
         for note in notes {
             if self.noted.insert(note.clone()) {
                 tracing::warn!("{note}");
@@ -113,7 +134,8 @@ impl Member {
             }
         }
         self.watchdog.reconfigure(config.watchdog.clone());
-        self.cluster.send_replace(Arc::new(settings.cluster.clone()));
+        self.cluster
+            .send_replace(Arc::new(settings.cluster.clone()));
         // A new value, also an equal one, makes the REST server look at its certificates.
         self.config.send_replace(Arc::new(config));
         if settings.dynamic != self.settings.dynamic {

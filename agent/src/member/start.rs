@@ -87,10 +87,13 @@ pub async fn run(
     let keyspace = Keyspace::new(&config.namespace, &config.scope);
     let (etcd, mut etcd_events) =
         Etcd::connect(&config.etcd, keyspace, first.settings.cluster.timing)?;
-    etcd.keeper().set(proto::core::decision::LeaseGoal::Session {
-        ttl: first.settings.cluster.timing.ttl(),
-    });
-    let Some(snapshot) = first_snapshot(&etcd, &mut etcd_events).await? else { return Ok(0) };
+    etcd.keeper()
+        .set(proto::core::decision::LeaseGoal::Session {
+            ttl: first.settings.cluster.timing.ttl(),
+        });
+    let Some(snapshot) = first_snapshot(&etcd, &mut etcd_events).await? else {
+        return Ok(0);
+    };
     name_is_free(&snapshot, &me, &peers).await?;
 
     let options = AttachOptions {
@@ -101,7 +104,15 @@ pub async fn run(
     let (guardian, guardian_events, hello) =
         GuardianClient::attach(&config.postgresql.data_dir, options)?;
     adopt_postmaster(&guardian, &config).await?;
-    let mut member = assemble(Parts { loader, local, telemetry, etcd, guardian, peers, first });
+    let mut member = assemble(Parts {
+        loader,
+        local,
+        telemetry,
+        etcd,
+        guardian,
+        peers,
+        first,
+    });
     member.member.inherited = inherited(&hello);
     // Known before the first view: a record of this session is ours to go on with, and an agent crash
     // no reason to stop PostgreSQL.
@@ -135,8 +146,7 @@ pub async fn run(
 /// copy in the data directory, else the one to bootstrap with.
 fn first_meaning(local: &LocalConfig) -> Result<Meaning, crate::config::ConfigError> {
     let cached = local.data_dir().and_then(|dir| pgdata::read_dynamic(&dir));
-    let dynamic: Map<String, Value> =
-        cached.or_else(|| local.bootstrap_dcs()).unwrap_or_default();
+    let dynamic: Map<String, Value> = cached.or_else(|| local.bootstrap_dcs()).unwrap_or_default();
     match meaning(local, &dynamic, 1) {
         Ok(meaning) => {
             for note in &meaning.notes {
@@ -164,7 +174,10 @@ async fn check_postgres(config: &Arc<AgentConfig>) -> Result<(), StartError> {
     })?;
     let dir = &config.postgresql.data_dir;
     if let proto::core::observation::DataDir::Unreadable(why) = pgdata::look(dir) {
-        return Err(StartError::Postgres(format!("data_dir: {}: {why}", dir.display())));
+        return Err(StartError::Postgres(format!(
+            "data_dir: {}: {why}",
+            dir.display()
+        )));
     }
     match pgdata::pg_version(dir) {
         Some(found) if found != version => Err(StartError::Postgres(format!(
@@ -181,8 +194,7 @@ async fn first_snapshot(
     etcd: &Etcd,
     events: &mut mpsc::Receiver<EtcdEvent>,
 ) -> Result<Option<Arc<Snapshot>>, StartError> {
-    let mut terminate =
-        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     loop {
         etcd.keeper().progress();
         tokio::select! {
@@ -227,7 +239,9 @@ async fn adopt_postmaster(
         return Ok(());
     }
     let dir = config.postgresql.data_dir.clone();
-    let running = pgdata::on_disk(move || pgdata::running_postmaster(&dir)).await.flatten();
+    let running = pgdata::on_disk(move || pgdata::running_postmaster(&dir))
+        .await
+        .flatten();
     if let Some(pid) = running {
         tracing::info!("adopting the running postmaster {pid}");
         guardian.adopt(pid).await?;
@@ -267,8 +281,20 @@ struct Assembled {
 }
 
 fn assemble(parts: Parts) -> Assembled {
-    let Parts { loader, local, telemetry, etcd, guardian, peers, first } = parts;
-    let Meaning { config, settings, notes } = first;
+    let Parts {
+        loader,
+        local,
+        telemetry,
+        etcd,
+        guardian,
+        peers,
+        first,
+    } = parts;
+    let Meaning {
+        config,
+        settings,
+        notes,
+    } = first;
     let journal = Journal::open(&config.postgresql.data_dir, settings.me.as_str());
     let watchdog = crate::watchdog::Watchdog::new(config.watchdog.clone());
     let (cluster, cluster_reader) = watch::channel(Arc::new(settings.cluster.clone()));
@@ -276,8 +302,10 @@ fn assemble(parts: Parts) -> Assembled {
     let context = PgContext::new(config_reader, cluster_reader);
     let (postgres, postgres_events) = Postgres::spawn(context, guardian.clone());
     let settings = Arc::new(settings);
-    let (published, _) =
-        watch::channel(Arc::new(Published::starting(Arc::clone(&settings), clock::now())));
+    let (published, _) = watch::channel(Arc::new(Published::starting(
+        Arc::clone(&settings),
+        clock::now(),
+    )));
     let (requests, rest_events) = mpsc::channel(REQUESTS_MAX);
     let (done, done_events) = mpsc::channel(DONE_MAX);
     let tenure_epoch = Arc::new(AtomicU64::new(0));
@@ -314,7 +342,13 @@ fn assemble(parts: Parts) -> Assembled {
         logged: String::new(),
         exit: None,
     };
-    Assembled { member, requests, rest_events, postgres_events, done_events }
+    Assembled {
+        member,
+        requests,
+        rest_events,
+        postgres_events,
+        done_events,
+    }
 }
 
 /// Each renewal moves the guardian's deadline on directly from the keeper's thread: the loop may be
@@ -331,14 +365,23 @@ fn arm_on_renewal(
     etcd.keeper().on_renewed(Box::new(move |epoch, deadline| {
         // The keeper does not know the epoch of a compatible tenure; the loop does. And only what the
         // loop has armed is moved on: in pause, and while we are not the primary, nothing is.
-        let Some(armed) = guardian.armed() else { return };
+        let Some(armed) = guardian.armed() else {
+            return;
+        };
         let paused = cluster.borrow().pause;
         let current = tenure_epoch.load(Ordering::Acquire);
-        let epoch = if epoch.0 == 0 { proto::ids::Epoch(current) } else { epoch };
-        if !paused && armed.epoch == epoch && deadline > armed.deadline
-            && let Err(err) = guardian.arm(epoch, deadline) {
-                tracing::warn!("the guardian was not told of a renewal: {err}");
-            }
+        let epoch = if epoch.0 == 0 {
+            proto::ids::Epoch(current)
+        } else {
+            epoch
+        };
+        if !paused
+            && armed.epoch == epoch
+            && deadline > armed.deadline
+            && let Err(err) = guardian.arm(epoch, deadline)
+        {
+            tracing::warn!("the guardian was not told of a renewal: {err}");
+        }
     }));
 }
 
@@ -353,11 +396,20 @@ mod tests {
     fn a_tenure_is_inherited_only_with_its_epoch() {
         let kept = |epoch: u64| proto::fence::wire::Kept {
             session: String::from("s"),
-            blob: serde_json::to_vec(&super::super::Kept { epoch, length_ms: 8000 })
-                .expect("plain data"),
+            blob: serde_json::to_vec(&super::super::Kept {
+                epoch,
+                length_ms: 8000,
+            })
+            .expect("plain data"),
         };
         let deadline = MonoTime(20_000_000_000);
-        let mut hello = Hello { armed: Some(Armed { epoch: Epoch(3), deadline }), ..Hello::default() };
+        let mut hello = Hello {
+            armed: Some(Armed {
+                epoch: Epoch(3),
+                deadline,
+            }),
+            ..Hello::default()
+        };
         hello.kept = Some(kept(3));
         let held = inherited(&hello).expect("same epoch");
         assert_eq!(held.sent_at, MonoTime(12_000_000_000));

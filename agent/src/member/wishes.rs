@@ -24,7 +24,11 @@ impl Member {
                 };
                 respond(reply, answer);
             }
-            RestRequest::Reinitialize { force, from_leader, reply } => {
+            RestRequest::Reinitialize {
+                force,
+                from_leader,
+                reply,
+            } => {
                 self.reinitialize(force, from_leader, reply);
             }
             RestRequest::Failsafe { caller, reply } => self.failsafe(caller, reply),
@@ -61,7 +65,10 @@ impl Member {
         }
         self.next_wish += 1;
         let id = self.next_wish;
-        self.observation.wishes.restart = Some(RestartWish { id, timeout: body.timeout });
+        self.observation.wishes.restart = Some(RestartWish {
+            id,
+            timeout: body.timeout,
+        });
         self.restart_replies.insert(id, reply);
     }
 
@@ -82,8 +89,10 @@ impl Member {
             self.postgres.cancel(job.id);
         }
         self.next_wish += 1;
-        self.observation.wishes.reinitialize =
-            Some(ReinitWish { id: self.next_wish, from_leader });
+        self.observation.wishes.reinitialize = Some(ReinitWish {
+            id: self.next_wish,
+            from_leader,
+        });
         respond(reply, (200, "reinitialize started".into()));
     }
 
@@ -104,7 +113,10 @@ impl Member {
         {
             return respond(reply, (500, format!("{leader} is the leader")));
         }
-        self.observation.failsafe_caller = Some(FailsafeCaller { at: clock::now(), ..caller });
+        self.observation.failsafe_caller = Some(FailsafeCaller {
+            at: clock::now(),
+            ..caller
+        });
         respond(reply, (200, "Accepted".into()));
     }
 }

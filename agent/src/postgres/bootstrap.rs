@@ -1,6 +1,7 @@
 //! Making a new cluster (`ha-behaviour.md` 12.3 and 12.4, `configuration.md` 6.1): the data directory,
 //! the first start, the roles.
 
+use super::conf::ConfState;
 use super::connect;
 use super::pgdata;
 use super::promote;
@@ -8,9 +9,8 @@ use super::shared::{self, JobCx, JobError};
 use super::start;
 use super::stop::{self, Stop};
 use super::tool::Tool;
-use crate::config::{AgentConfig, BootstrapConfig, Credentials, CustomMethod};
 use crate::config::secret::Secret;
-use super::conf::ConfState;
+use crate::config::{AgentConfig, BootstrapConfig, Credentials, CustomMethod};
 use proto::core::job::{JobEnd, Upstream};
 use proto::core::observation::DataDir;
 use std::fs;
@@ -47,7 +47,9 @@ pub(super) async fn run(job: &JobCx) -> Result<JobEnd, JobError> {
         DataDir::Empty => {}
         DataDir::Unfinished(_) => super::wipe::data_dir(job, &Upstream::None).await?,
         other => {
-            return Err(JobError::other(format!("the data directory is not empty: {other:?}")));
+            return Err(JobError::other(format!(
+                "the data directory is not empty: {other:?}"
+            )));
         }
     }
     match create(job, &config, bootstrap).await {
@@ -78,7 +80,8 @@ async fn create(
     // Taken away before the start, which refuses marked directories: from here on a crash of the agent
     // leaves a cluster that was made in order, if without roles.
     let settled = dir.clone();
-    job.blocking(move || pgdata::clear_unfinished(&settled)).await?;
+    job.blocking(move || pgdata::clear_unfinished(&settled))
+        .await?;
     let method = bootstrap.method.as_ref();
     let state = ConfState {
         as_primary: true,
@@ -103,13 +106,18 @@ async fn real_rules(
     config: &AgentConfig,
     method: &CustomMethod,
 ) -> Result<(), JobError> {
-    let state =
-        ConfState { as_primary: true, sync_names: Some(String::new()), ..ConfState::default() };
+    let state = ConfState {
+        as_primary: true,
+        sync_names: Some(String::new()),
+        ..ConfState::default()
+    };
     if method.recovery_conf.is_some() || method.keep_existing_recovery_conf {
         stop::halt(job, &Stop::fast(Some(config.postgresql.pg_ctl_timeout))).await?;
         return match start::launch(job, &state, config.postgresql.pg_ctl_timeout).await? {
             JobEnd::Done => Ok(()),
-            _ => Err(JobError::other("PostgreSQL did not come back after the bootstrap's restart")),
+            _ => Err(JobError::other(
+                "PostgreSQL did not come back after the bootstrap's restart",
+            )),
         };
     }
     job.shared.write_conf(&state).await?;
@@ -120,7 +128,11 @@ async fn real_rules(
 
 /// An empty directory of our own; small files of the agent in it would make `initdb` refuse it.
 fn prepare(dir: &Path) -> io::Result<()> {
-    match fs::DirBuilder::new().recursive(true).mode(0o700).create(dir) {
+    match fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+    {
         Err(err) if err.kind() != io::ErrorKind::AlreadyExists => return Err(err),
         Ok(()) | Err(_) => {}
     }
@@ -174,8 +186,11 @@ impl PasswordFile {
     fn new(password: &Secret) -> io::Result<Self> {
         let name = format!("garden-pw-{}-{:x}", std::process::id(), fastrand::u64(..));
         let path = std::env::temp_dir().join(name);
-        let mut file =
-            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)?;
         let kept = Self(path);
         file.write_all(password.reveal().as_bytes())?;
         file.write_all(b"\n")?;
@@ -199,9 +214,17 @@ async fn custom(job: &JobCx, config: &AgentConfig, method: &CustomMethod) -> Res
         words.push(format!("--scope={}", config.scope));
         words.push(format!("--datadir={}", dir.display()));
     }
-    words.extend(method.extra.iter().map(|(key, value)| format!("--{key}={value}")));
+    words.extend(
+        method
+            .extra
+            .iter()
+            .map(|(key, value)| format!("--{key}={value}")),
+    );
     let Some(tool) = Tool::from_words(&words) else {
-        return Err(JobError::other(format!("bootstrap method {} has no command", method.name)));
+        return Err(JobError::other(format!(
+            "bootstrap method {} has no command",
+            method.name
+        )));
     };
     job.tool(tool.dies_with_us()).await?;
     Ok(())
@@ -267,9 +290,14 @@ async fn role(
     credentials: &Credentials,
     attributes: &str,
 ) -> Result<(), tokio_postgres::Error> {
-    let Some(name) = &credentials.username else { return Ok(()) };
+    let Some(name) = &credentials.username else {
+        return Ok(());
+    };
     let exists = client
-        .query_opt("SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = $1", &[name])
+        .query_opt(
+            "SELECT 1 FROM pg_catalog.pg_roles WHERE rolname = $1",
+            &[name],
+        )
         .await?
         .is_some();
     let verb = if exists { "ALTER" } else { "CREATE" };
@@ -296,13 +324,18 @@ fn quote_literal(text: &str) -> String {
 
 async fn post_bootstrap(job: &JobCx, words: &[String]) -> Result<(), JobError> {
     job.phase("post_bootstrap").await;
-    let Some(tool) = Tool::from_words(words) else { return Ok(()) };
+    let Some(tool) = Tool::from_words(words) else {
+        return Ok(());
+    };
     let conninfo = connect::local_conninfo(job.ctx()).await?;
     let options = std::env::var("PGOPTIONS").unwrap_or_default();
     let tool = tool
         .arg(conninfo)
         .env("PGPASSFILE", &job.ctx().config().postgresql.pgpass)
-        .env("PGOPTIONS", format!("{options} -c synchronous_commit=local -c statement_timeout=0"));
+        .env(
+            "PGOPTIONS",
+            format!("{options} -c synchronous_commit=local -c statement_timeout=0"),
+        );
     job.tool(tool).await?;
     Ok(())
 }
@@ -311,7 +344,10 @@ async fn post_bootstrap(job: &JobCx, words: &[String]) -> Result<(), JobError> {
 /// and tablespaces that hang off it, which the next try needs empty.
 async fn set_aside(job: &JobCx, dir: &Path) {
     // Cancelled or not, nothing may run on a directory that is moved.
-    let job = JobCx { cancel: tokio_util::sync::CancellationToken::new(), ..job.clone() };
+    let job = JobCx {
+        cancel: tokio_util::sync::CancellationToken::new(),
+        ..job.clone()
+    };
     if let Err(err) = stop::halt(&job, &Stop::immediate()).await {
         tracing::error!(?err, "cannot stop PostgreSQL after a failed bootstrap");
         return;
@@ -379,7 +415,9 @@ mod tests {
         for expected in ["data.failed", "data.failed.1"] {
             fs::create_dir_all(dir.join("global")).expect("create");
             fs::write(dir.join("PG_VERSION"), "15").expect("write");
-            let aside = move_aside(&dir).expect("moved").expect("there was something");
+            let aside = move_aside(&dir)
+                .expect("moved")
+                .expect("there was something");
             assert_eq!(aside, root.join(expected));
             assert!(matches!(pgdata::look(&aside), DataDir::Unfinished(_)));
         }

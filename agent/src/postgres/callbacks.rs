@@ -35,14 +35,24 @@ impl Callbacks {
             tokio::spawn(lane(ctx.clone(), rx));
             tx
         };
-        Self { reload: lane(), other: lane() }
+        Self {
+            reload: lane(),
+            other: lane(),
+        }
     }
 
     /// Calls the script for `event`, if one is configured. A promoted member is told as primary.
     pub fn call(&self, event: &str, role: &str) {
         let role = if role == "promoted" { "primary" } else { role };
-        let lane = if event == ON_RELOAD { &self.reload } else { &self.other };
-        let call = Call { event: event.to_owned(), role: role.to_owned() };
+        let lane = if event == ON_RELOAD {
+            &self.reload
+        } else {
+            &self.other
+        };
+        let call = Call {
+            event: event.to_owned(),
+            role: role.to_owned(),
+        };
         if lane.try_send(call).is_err() {
             tracing::error!(event, "too many callbacks wait, this one is dropped");
         }
@@ -60,9 +70,15 @@ async fn lane(ctx: PgContext, mut calls: mpsc::Receiver<Call>) {
         };
         // At the end of the agent a script is left to itself: `on_stop` is called right before it.
         let Some(call) = call else { return };
-        let Some(script) = script(&ctx, &call) else { continue };
+        let Some(script) = script(&ctx, &call) else {
+            continue;
+        };
         if let Some((event, mut child)) = running.take() {
-            tracing::info!(event, by = call.event, "killing a callback that is still running");
+            tracing::info!(
+                event,
+                by = call.event,
+                "killing a callback that is still running"
+            );
             tool::kill_group(&child);
             let _ = child.wait().await;
         }
@@ -76,7 +92,9 @@ async fn lane(ctx: PgContext, mut calls: mpsc::Receiver<Call>) {
 
 /// Waits for the running child; for ever when there is none.
 async fn ended(running: &mut Option<(String, Child)>) {
-    let Some((event, child)) = running else { return std::future::pending().await };
+    let Some((event, child)) = running else {
+        return std::future::pending().await;
+    };
     match child.wait().await {
         Ok(status) if status.success() => tracing::debug!(event, "callback done"),
         Ok(status) => tracing::warn!(event, %status, "callback failed"),
@@ -89,7 +107,11 @@ fn script(ctx: &PgContext, call: &Call) -> Option<Tool> {
     let config = ctx.config();
     let command = config.postgresql.callbacks.get(&call.event)?;
     let Some(mut words) = shell_words(command) else {
-        tracing::error!(event = call.event, command, "a quotation of the callback does not end");
+        tracing::error!(
+            event = call.event,
+            command,
+            "a quotation of the callback does not end"
+        );
         return None;
     };
     words.extend([call.event.clone(), call.role.clone(), config.scope.clone()]);

@@ -46,7 +46,9 @@ pub(super) async fn run(
         // What is left of an earlier try.
         DataDir::Unfinished(_) => wipe::data_dir(job, follow).await?,
         other => {
-            return Err(JobError::other(format!("the data directory is not empty: {other:?}")));
+            return Err(JobError::other(format!(
+                "the data directory is not empty: {other:?}"
+            )));
         }
     }
     fill(job, source, follow, basebackup_only).await
@@ -77,8 +79,12 @@ async fn fill(
     basebackup_only: bool,
 ) -> Result<JobEnd, JobError> {
     let config = job.ctx().config();
-    let promise = pgdata::read_state(&config.postgresql.data_dir).or_strictest().promised;
-    let mut last = JobError::Failed(Failure::SourceUnavailable("no replica method applies".into()));
+    let promise = pgdata::read_state(&config.postgresql.data_dir)
+        .or_strictest()
+        .promised;
+    let mut last = JobError::Failed(Failure::SourceUnavailable(
+        "no replica method applies".into(),
+    ));
     for method in methods(job, &config.postgresql, source.is_some(), basebackup_only) {
         let conninfo = match source {
             Some(source) => connect::conninfo(job.ctx(), source, ConninfoKind::Basebackup)
@@ -109,9 +115,15 @@ fn methods(
         return vec![ReplicaMethod::Basebackup];
     }
     let cluster = job.ctx().cluster();
-    let named = cluster.standby_cluster.as_ref().and_then(|s| s.create_replica_methods.as_ref());
+    let named = cluster
+        .standby_cluster
+        .as_ref()
+        .and_then(|s| s.create_replica_methods.as_ref());
     let listed = match named {
-        Some(names) => names.iter().map(|name| method_by_name(config, name)).collect(),
+        Some(names) => names
+            .iter()
+            .map(|name| method_by_name(config, name))
+            .collect(),
         None => config.create_replica_methods.clone(),
     };
     let works = |method: &ReplicaMethod| match method {
@@ -155,9 +167,13 @@ async fn basebackup(job: &JobCx, config: &PostgresConfig, conninfo: &str) -> Res
         let args = basebackup_args(config, conninfo);
         let tool = Tool::new(job.ctx().bin("pg_basebackup"), args)
             .env("PGPASSFILE", &config.pgpass)
-            .env("PGAPPNAME", format!("{} basebackup", job.ctx().config().name));
+            .env(
+                "PGAPPNAME",
+                format!("{} basebackup", job.ctx().config().name),
+            );
         let what = format!("{MARK} by pg_basebackup");
-        let done = shared::under_mark(&config.data_dir, &what, job.tool(tool.dies_with_us())).await?;
+        let done =
+            shared::under_mark(&config.data_dir, &what, job.tool(tool.dies_with_us())).await?;
         match done {
             Ok(output) => {
                 tracing::info!(took = ?output.took, "pg_basebackup done");
@@ -206,7 +222,10 @@ async fn by_command(
     let scope = job.ctx().config().scope.clone();
     let words = method_words(method, &scope, &config.data_dir.to_string_lossy(), conninfo);
     let Some(tool) = Tool::from_words(&words) else {
-        return Err(JobError::other(format!("replica method {} has no command", method.name)));
+        return Err(JobError::other(format!(
+            "replica method {} has no command",
+            method.name
+        )));
     };
     let tool = tool.env("PGPASSFILE", &config.pgpass).dies_with_us();
     let what = format!("{MARK} by {}", method.name);
@@ -232,7 +251,12 @@ fn method_words(method: &CustomMethod, scope: &str, data_dir: &str, conninfo: &s
         words.push(format!("--datadir={data_dir}"));
         words.push(format!("--connstring={conninfo}"));
     }
-    words.extend(method.extra.iter().map(|(key, value)| format!("--{key}={value}")));
+    words.extend(
+        method
+            .extra
+            .iter()
+            .map(|(key, value)| format!("--{key}={value}")),
+    );
     words
 }
 
@@ -240,7 +264,11 @@ fn method_words(method: &CustomMethod, scope: &str, data_dir: &str, conninfo: &s
 async fn prepare(job: &JobCx, config: &PostgresConfig) -> Result<(), JobError> {
     let dir = config.data_dir.clone();
     job.blocking(move || {
-        match std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir) {
+        match std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir)
+        {
             Err(err) if err.kind() != io::ErrorKind::AlreadyExists => return Err(err),
             Ok(()) | Err(_) => {}
         }
@@ -257,8 +285,11 @@ async fn prepare(job: &JobCx, config: &PostgresConfig) -> Result<(), JobError> {
 async fn settle(job: &JobCx, promise: Option<proto::ids::Epoch>) -> Result<(), JobError> {
     let config = job.ctx().config();
     let pg = &config.postgresql;
-    let (dir, conf_dir, base) =
-        (pg.data_dir.clone(), pg.config_dir.clone(), pg.config_base_name.clone());
+    let (dir, conf_dir, base) = (
+        pg.data_dir.clone(),
+        pg.config_dir.clone(),
+        pg.config_base_name.clone(),
+    );
     job.blocking(move || {
         own_state(&dir, promise)?;
         if let Err(err) = restore_config_copies(&dir, &conf_dir, &base) {
@@ -276,7 +307,13 @@ async fn settle(job: &JobCx, promise: Option<proto::ids::Epoch>) -> Result<(), J
 /// it is the same WAL; its promise is not ours.
 pub(super) fn own_state(dir: &Path, promised: Option<proto::ids::Epoch>) -> io::Result<()> {
     let wal_epoch = pgdata::read_state(dir).or_strictest().wal_epoch;
-    pgdata::save_state(dir, &DurableState { promised, wal_epoch })
+    pgdata::save_state(
+        dir,
+        &DurableState {
+            promised,
+            wal_epoch,
+        },
+    )
 }
 
 /// The name of a configuration file from its entry in [`CONFIG_FILES`].
@@ -292,7 +329,9 @@ pub(super) fn save_config_copies(dir: &Path, conf_dir: &Path, base_name: &str) -
     for entry in CONFIG_FILES {
         let name = config_file(entry, base_name);
         let copy = dir.join(format!("{name}.backup"));
-        let Some(content) = pgdata::read_small(&conf_dir.join(&name))? else { continue };
+        let Some(content) = pgdata::read_small(&conf_dir.join(&name))? else {
+            continue;
+        };
         if pgdata::read_small(&copy)?.as_ref() != Some(&content) {
             pgdata::write_durably(&copy, &content, pgdata::file_mode(dir))?;
         }
@@ -342,7 +381,10 @@ mod tests {
                 "--stanza=main",
             ]
         );
-        let bare = CustomMethod { no_params: true, ..method };
+        let bare = CustomMethod {
+            no_params: true,
+            ..method
+        };
         assert_eq!(
             method_words(&bare, "batman", "/pg", "host=a"),
             ["/bin/restore", "x", "--stanza=main"]
@@ -351,7 +393,18 @@ mod tests {
 
     #[test]
     fn configuration_files_have_the_names_that_patroni_gives_them() {
-        let names: Vec<_> = CONFIG_FILES.iter().map(|e| config_file(e, "postgresql")).collect();
-        assert_eq!(names, ["postgresql.conf", "postgresql.base.conf", "pg_hba.conf", "pg_ident.conf"]);
+        let names: Vec<_> = CONFIG_FILES
+            .iter()
+            .map(|e| config_file(e, "postgresql"))
+            .collect();
+        assert_eq!(
+            names,
+            [
+                "postgresql.conf",
+                "postgresql.base.conf",
+                "pg_hba.conf",
+                "pg_ident.conf"
+            ]
+        );
     }
 }

@@ -88,7 +88,9 @@ impl Postgres {
     pub fn spawn(ctx: PgContext, guardian: GuardianClient) -> (Self, mpsc::Receiver<PgEvent>) {
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         let (orders, inbox) = mpsc::channel(ORDERS_MAX);
-        let known = guardian.postmaster().map_or(ProcessSet::Unknown, ProcessSet::Alive);
+        let known = guardian
+            .postmaster()
+            .map_or(ProcessSet::Unknown, ProcessSet::Alive);
         let shared = Arc::new(Shared {
             ctx,
             guardian,
@@ -109,7 +111,14 @@ impl Postgres {
             running: None,
         };
         tokio::spawn(driver.run(inbox, stop));
-        (Self { orders, shared, pace }, receiver)
+        (
+            Self {
+                orders,
+                shared,
+                pace,
+            },
+            receiver,
+        )
     }
 
     /// Runs a job; its end is [`PgEvent::JobEnded`]. While another one runs it fails at once.
@@ -183,7 +192,9 @@ impl Postgres {
 
     /// Sets the time between two samples while no job runs.
     pub fn probe_every(&self, interval: Duration) {
-        self.pace.wanted.send_if_modified(|now| std::mem::replace(now, interval) != interval);
+        self.pace
+            .wanted
+            .send_if_modified(|now| std::mem::replace(now, interval) != interval);
     }
 
     /// Takes note of what the guardian says about processes, and wakes whoever waits for it.
@@ -195,9 +206,9 @@ impl Postgres {
             | GuardianEvent::Lost => ProcessSet::Orphans,
             GuardianEvent::Empty | GuardianEvent::Fenced { .. } => ProcessSet::Empty,
             GuardianEvent::PostmasterFound(pid) => ProcessSet::Alive(*pid),
-            GuardianEvent::Attached(hello) => {
-                hello.postmaster.map_or(ProcessSet::Unknown, ProcessSet::Alive)
-            }
+            GuardianEvent::Attached(hello) => hello
+                .postmaster
+                .map_or(ProcessSet::Unknown, ProcessSet::Alive),
             GuardianEvent::Armed(_)
             | GuardianEvent::Disarmed
             | GuardianEvent::Refused(_)
@@ -205,7 +216,10 @@ impl Postgres {
             | GuardianEvent::Back
             | GuardianEvent::Replaced => return,
         };
-        let changed = self.shared.processes.send_if_modified(|set| std::mem::replace(set, next) != next);
+        let changed = self
+            .shared
+            .processes
+            .send_if_modified(|set| std::mem::replace(set, next) != next);
         if changed {
             self.probe_now();
         }
@@ -242,7 +256,11 @@ impl Pace {
 
     fn interval(&self) -> Duration {
         let wanted = *self.wanted.borrow();
-        if *self.job.borrow() { wanted.min(SAMPLE_INTERVAL_JOB) } else { wanted }
+        if *self.job.borrow() {
+            wanted.min(SAMPLE_INTERVAL_JOB)
+        } else {
+            wanted
+        }
     }
 
     /// Asks for a look now; returns its number.
@@ -276,7 +294,12 @@ async fn sampler(shared: Arc<Shared>, pace: Arc<Pace>, stop: CancellationToken) 
         };
         state.conf = shared.applied.borrow().clone();
         let sample = probe::sample(&shared.ctx, &mut state).await;
-        if shared.events.send(PgEvent::Sample(Arc::new(sample))).await.is_err() {
+        if shared
+            .events
+            .send(PgEvent::Sample(Arc::new(sample)))
+            .await
+            .is_err()
+        {
             return;
         }
         pace.served.send_replace(number);
@@ -356,15 +379,29 @@ impl Driver {
         if let Some(running) = &self.running {
             let why = format!("job {} still runs", running.id);
             let end = JobEnd::Failed(Failure::Other(why));
-            self.report(PgEvent::JobEnded(Finished { id, job, at: clock::now(), end })).await;
+            self.report(PgEvent::JobEnded(Finished {
+                id,
+                job,
+                at: clock::now(),
+                end,
+            }))
+            .await;
             return;
         }
         let cancel = CancellationToken::new();
         let bootstrap = matches!(job, Job::Bootstrap);
-        self.running = Some(Running { id, bootstrap, cancel: cancel.clone() });
+        self.running = Some(Running {
+            id,
+            bootstrap,
+            cancel: cancel.clone(),
+        });
         self.pace.job.send_replace(shows_in_samples(&job));
         tracing::info!(job = id.0, what = job.label(), "job started");
-        let cx = JobCx { shared: self.shared.clone(), id, cancel };
+        let cx = JobCx {
+            shared: self.shared.clone(),
+            id,
+            cancel,
+        };
         let (ended, pace) = (ended.clone(), self.pace.clone());
         tokio::spawn(async move {
             let work = job.clone();
@@ -401,7 +438,11 @@ impl Driver {
             }),
             Order::Slots(plan) => self.task(Task::Slots, move |shared| async move {
                 let problems = slots::carry_out(&shared.ctx, &plan).await;
-                done(if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) })
+                done(if problems.is_empty() {
+                    Ok(())
+                } else {
+                    Err(problems.join("; "))
+                })
             }),
             Order::Lineage(leader, upstream) => self.task(Task::Lineage, |shared| async move {
                 done(ask_lineage(&shared, leader, &upstream).await)
@@ -415,16 +456,27 @@ impl Driver {
             Order::Withdraw(epoch) => self.task(Task::Fence, move |shared| async move {
                 done(promise::withdraw(&shared, epoch).await)
             }),
-            Order::NoteWalEpoch(epoch) => self.aside("note the WAL epoch", move |shared| async move {
-                promise::note_wal_epoch(&shared, epoch).await
-            }),
+            Order::NoteWalEpoch(epoch) => self
+                .aside("note the WAL epoch", move |shared| async move {
+                    promise::note_wal_epoch(&shared, epoch).await
+                }),
             Order::ResumeReplay => self.aside("resume replay", |shared| async move {
-                let client = connect::superuser(&shared.ctx).await.map_err(|err| chain(&err))?;
+                let client = connect::superuser(&shared.ctx)
+                    .await
+                    .map_err(|err| chain(&err))?;
                 let sql = "SELECT pg_catalog.pg_wal_replay_resume()";
-                client.query_one(sql, &[]).await.map(drop).map_err(|err| chain(&err))
+                client
+                    .query_one(sql, &[])
+                    .await
+                    .map(drop)
+                    .map_err(|err| chain(&err))
             }),
             Order::Callback(event, role) => {
-                if self.running.as_ref().is_some_and(|running| running.bootstrap) {
+                if self
+                    .running
+                    .as_ref()
+                    .is_some_and(|running| running.bootstrap)
+                {
                     tracing::debug!(event, "no callback during a bootstrap");
                 } else {
                     self.callbacks.call(&event, &role);
@@ -433,7 +485,9 @@ impl Driver {
             Order::SaveDynamic(dynamic) => self.aside("save configuration", |shared| async move {
                 let dir = shared.ctx.data_dir();
                 let saved = pgdata::on_disk(move || pgdata::save_dynamic(&dir, &dynamic)).await;
-                saved.ok_or("the disk does not answer")?.map_err(|err| chain(&err))
+                saved
+                    .ok_or("the disk does not answer")?
+                    .map_err(|err| chain(&err))
             }),
         }
     }
@@ -480,30 +534,51 @@ fn done(result: Result<(), String>) -> TaskResult {
 async fn carry_out_job(cx: &JobCx, job: &Job) -> Result<JobEnd, JobError> {
     match job {
         Job::Bootstrap => bootstrap::run(cx).await,
-        Job::Clone { source, follow, basebackup_only } => {
-            clone::run(cx, source.as_ref(), follow, *basebackup_only).await
-        }
-        Job::Reinitialize { source, follow, basebackup_only, wish: _ } => {
-            clone::again(cx, source, follow, *basebackup_only).await
-        }
+        Job::Clone {
+            source,
+            follow,
+            basebackup_only,
+        } => clone::run(cx, source.as_ref(), follow, *basebackup_only).await,
+        Job::Reinitialize {
+            source,
+            follow,
+            basebackup_only,
+            wish: _,
+        } => clone::again(cx, source, follow, *basebackup_only).await,
         Job::StartPrimary { timeout } => start::primary(cx, *timeout).await,
         Job::StartStandby { follow, timeout } => start::standby(cx, follow, *timeout).await,
-        Job::Stop { mode, checkpoint_first, timeout, why: _ } => {
-            let stop =
-                Stop { mode: *mode, checkpoint_first: *checkpoint_first, timeout: *timeout };
+        Job::Stop {
+            mode,
+            checkpoint_first,
+            timeout,
+            why: _,
+        } => {
+            let stop = Stop {
+                mode: *mode,
+                checkpoint_first: *checkpoint_first,
+                timeout: *timeout,
+            };
             stop::run(cx, &stop).await
         }
         Job::Promote { epoch: _, above } => promote::run(cx, *above).await,
-        Job::Restart { timeout, wish: _, follow } => follow::again(cx, follow, *timeout).await,
+        Job::Restart {
+            timeout,
+            wish: _,
+            follow,
+        } => follow::again(cx, follow, *timeout).await,
         Job::Follow { follow } => follow::run(cx, follow).await,
         Job::Rewind { source } => rewind::run(cx, source).await,
         Job::CrashRecovery => rewind::crash_recovery(cx).await.map(|()| JobEnd::Done),
-        Job::RemoveData => wipe::data_dir(cx, &Upstream::None).await.map(|()| JobEnd::Done),
+        Job::RemoveData => wipe::data_dir(cx, &Upstream::None)
+            .await
+            .map(|()| JobEnd::Done),
     }
 }
 
 async fn ask_lineage(shared: &Shared, leader: MemberName, from: &Upstream) -> Result<(), String> {
-    let lineage = lineage::ask(&shared.ctx, leader, from).await.map_err(|err| chain(&err))?;
+    let lineage = lineage::ask(&shared.ctx, leader, from)
+        .await
+        .map_err(|err| chain(&err))?;
     shared.lineage.send_replace(Some(lineage.clone()));
     let _ = shared.events.send(PgEvent::Lineage(lineage)).await;
     Ok(())
@@ -528,7 +603,11 @@ async fn configure(shared: &Shared, wanted: WantedConf, callbacks: &Callbacks) -
         if let Err(err) = start::reload(shared).await {
             return TaskResult::Failed(chain(&err));
         }
-        let role = if wanted.as_primary { "primary" } else { "replica" };
+        let role = if wanted.as_primary {
+            "primary"
+        } else {
+            "replica"
+        };
         callbacks.call("on_reload", role);
     }
     shared.loaded(&state);

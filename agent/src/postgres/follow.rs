@@ -45,7 +45,10 @@ async fn restart(
     standby: bool,
     timeout: Duration,
 ) -> Result<JobEnd, JobError> {
-    let stop = Stop { checkpoint_first: true, ..Stop::fast(None) };
+    let stop = Stop {
+        checkpoint_first: true,
+        ..Stop::fast(None)
+    };
     stop::halt(job, &stop).await?;
     let end = if standby {
         start::standby(job, follow, timeout).await
@@ -53,7 +56,10 @@ async fn restart(
         start::primary(job, timeout).await
     };
     if let Err(JobError::Failed(failure)) = &end {
-        tracing::error!(?failure, "PostgreSQL did not come back after the stop of a restart");
+        tracing::error!(
+            ?failure,
+            "PostgreSQL did not come back after the stop of a restart"
+        );
     }
     end
 }

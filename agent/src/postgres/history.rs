@@ -63,7 +63,9 @@ pub fn vacate(data_dir: &Path) -> io::Result<()> {
 }
 
 fn file(data_dir: &Path, timeline: Timeline) -> PathBuf {
-    data_dir.join("pg_wal").join(format!("{:08X}.history", timeline.0))
+    data_dir
+        .join("pg_wal")
+        .join(format!("{:08X}.history", timeline.0))
 }
 
 /// All that have a history file.
@@ -138,7 +140,11 @@ mod tests {
         vacate(&dir).expect("vacate");
         let mut left = timelines(&dir).expect("read");
         left.sort_unstable();
-        assert_eq!(left, [Timeline(2), Timeline(3)], "2 is below a real one and stays");
+        assert_eq!(
+            left,
+            [Timeline(2), Timeline(3)],
+            "2 is below a real one and stays"
+        );
         fs::remove_dir_all(&dir).expect("remove");
     }
 }

@@ -55,9 +55,17 @@ pub async fn ask(
             }
             Err(err) => return Err(err),
         };
-        Ok(Lineage { leader, at: clock::now(), is_primary, system_id, history })
+        Ok(Lineage {
+            leader,
+            at: clock::now(),
+            is_primary,
+            system_id,
+            history,
+        })
     };
-    tokio::time::timeout(LIMIT, answer).await.unwrap_or(Err(LineageError::Slow))
+    tokio::time::timeout(LIMIT, answer)
+        .await
+        .unwrap_or(Err(LineageError::Slow))
 }
 
 /// A session of the rewind user, or of the superuser where there is no such user yet.
@@ -91,14 +99,23 @@ async fn by_sql(client: &Client) -> Result<(SystemId, TimelineHistory), LineageE
         )
         .await?;
     let (id, segment): (String, String) = (row.try_get(0)?, row.try_get(1)?);
-    let system_id = id.parse().map(SystemId).map_err(|_| LineageError::Answer("identifier"))?;
-    let timeline = segment.get(..8).and_then(|hex| u32::from_str_radix(hex, 16).ok());
-    let timeline = timeline.map(Timeline).ok_or(LineageError::Answer("timeline"))?;
+    let system_id = id
+        .parse()
+        .map(SystemId)
+        .map_err(|_| LineageError::Answer("identifier"))?;
+    let timeline = segment
+        .get(..8)
+        .and_then(|hex| u32::from_str_radix(hex, 16).ok());
+    let timeline = timeline
+        .map(Timeline)
+        .ok_or(LineageError::Answer("timeline"))?;
     if timeline <= Timeline::FIRST {
         return Ok((system_id, TimelineHistory::first()));
     }
     let file = format!("pg_wal/{:08X}.history", timeline.0);
-    let row = client.query_one("SELECT pg_catalog.pg_read_binary_file($1)", &[&file]).await?;
+    let row = client
+        .query_one("SELECT pg_catalog.pg_read_binary_file($1)", &[&file])
+        .await?;
     let content: Vec<u8> = row.try_get(0)?;
     let history = TimelineHistory::parse(timeline, &String::from_utf8_lossy(&content))?;
     Ok((system_id, history))

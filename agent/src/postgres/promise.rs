@@ -32,8 +32,13 @@ const ABSENT_LOOKS: u32 = 3;
 pub(super) async fn give(shared: &Shared, epoch: Epoch) -> Result<FencePromise, String> {
     let work = async {
         let wal_epoch = store(shared, epoch).await?;
-        let client = connect::superuser(&shared.ctx).await.map_err(|err| chain(&err))?;
-        if !super::promote::in_recovery(&client).await.map_err(|err| chain(&err))? {
+        let client = connect::superuser(&shared.ctx)
+            .await
+            .map_err(|err| chain(&err))?;
+        if !super::promote::in_recovery(&client)
+            .await
+            .map_err(|err| chain(&err))?
+        {
             return Err(String::from("a primary makes no promise"));
         }
         cut(shared, &client).await?;
@@ -41,10 +46,18 @@ pub(super) async fn give(shared: &Shared, epoch: Epoch) -> Result<FencePromise, 
         if receiver(&client).await?.is_some() {
             return Err(String::from("a WAL receiver came back"));
         }
-        Ok(FencePromise { v: RECORD_VERSION, epoch, wal_epoch, timeline, lsn })
+        Ok(FencePromise {
+            v: RECORD_VERSION,
+            epoch,
+            wal_epoch,
+            timeline,
+            lsn,
+        })
     };
     let late = || format!("the promise took longer than {LIMIT:?}");
-    tokio::time::timeout(LIMIT, work).await.unwrap_or_else(|_| Err(late()))
+    tokio::time::timeout(LIMIT, work)
+        .await
+        .unwrap_or_else(|_| Err(late()))
 }
 
 /// Forgets the promise on disk, if it is not one of a later epoch.
@@ -60,7 +73,11 @@ pub(super) async fn withdraw(shared: &Shared, epoch: Epoch) -> Result<(), String
 
 /// Keeps the epoch of the received WAL; it never falls.
 pub(super) async fn note_wal_epoch(shared: &Shared, epoch: Epoch) -> Result<(), String> {
-    change(shared, move |state, _| state.wal_epoch = state.wal_epoch.max(epoch)).await.map(drop)
+    change(shared, move |state, _| {
+        state.wal_epoch = state.wal_epoch.max(epoch)
+    })
+    .await
+    .map(drop)
 }
 
 /// Stores the promise; returns the epoch of our WAL.
@@ -90,7 +107,9 @@ async fn change(
         }
         Ok::<_, std::io::Error>(state)
     };
-    let done = pgdata::on_disk(work).await.ok_or("the disk does not answer")?;
+    let done = pgdata::on_disk(work)
+        .await
+        .ok_or("the disk does not answer")?;
     done.map_err(|err| chain(&err))
 }
 
@@ -128,14 +147,20 @@ async fn receiver(client: &Client) -> Result<Option<i32>, String> {
         )
         .await
         .map_err(|err| chain(&err))?;
-    row.map(|row| row.try_get(0)).transpose().map_err(|err| chain(&err))
+    row.map(|row| row.try_get(0))
+        .transpose()
+        .map_err(|err| chain(&err))
 }
 
 /// Ends it by signal: `pg_terminate_backend` knows client sessions only. The pidfd is opened before
 /// the second look, so the signal cannot reach another process that got the number meanwhile.
 async fn end_receiver(client: &Client, pid: i32) -> Result<(), String> {
-    let Some(raw) = Pid::from_raw(pid) else { return Ok(()) };
-    let Ok(handle) = pidfd_open(raw, PidfdFlags::empty()) else { return Ok(()) };
+    let Some(raw) = Pid::from_raw(pid) else {
+        return Ok(());
+    };
+    let Ok(handle) = pidfd_open(raw, PidfdFlags::empty()) else {
+        return Ok(());
+    };
     if receiver(client).await? == Some(pid) {
         tracing::info!(pid, "ending the WAL receiver");
         let _ = pidfd_send_signal(&handle, Signal::TERM);
@@ -159,9 +184,13 @@ async fn position(shared: &Shared, client: &Client) -> Result<(Timeline, Lsn), S
         .map_err(|err| chain(&err))?;
     let lsn: Option<String> = row.try_get(0).map_err(|err| chain(&err))?;
     let control: Option<i32> = row.try_get(1).map_err(|err| chain(&err))?;
-    let lsn = lsn.and_then(|text| text.parse::<Lsn>().ok()).ok_or("no position is known")?;
+    let lsn = lsn
+        .and_then(|text| text.parse::<Lsn>().ok())
+        .ok_or("no position is known")?;
     let asked = match connect::replication_local(&shared.ctx).await {
-        Ok(session) => walsender::identify(&session).await.map_err(|err| chain(&err)),
+        Ok(session) => walsender::identify(&session)
+            .await
+            .map_err(|err| chain(&err)),
         Err(err) => Err(chain(&err)),
     };
     match asked {

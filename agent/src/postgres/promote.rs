@@ -48,12 +48,16 @@ pub(super) async fn run(job: &JobCx, above: Timeline) -> Result<JobEnd, JobError
 /// A failure here leaves everything as it was.
 async fn pre_promote(job: &JobCx) -> Result<(), JobError> {
     let config = job.ctx().config();
-    let Some(command) = &config.postgresql.pre_promote else { return Ok(()) };
+    let Some(command) = &config.postgresql.pre_promote else {
+        return Ok(());
+    };
     job.phase("pre_promote").await;
     let refused = |why: String| JobError::Failed(Failure::PrePromote(why));
     let open_quote = || refused(format!("a quotation does not end: {command}"));
     let words = shell_words(command).ok_or_else(open_quote)?;
-    let Some(script) = Tool::from_words(&words) else { return Ok(()) };
+    let Some(script) = Tool::from_words(&words) else {
+        return Ok(());
+    };
     match job.tool(script.limit(PRE_PROMOTE_LIMIT)).await {
         Ok(_) => Ok(()),
         Err(JobError::Failed(Failure::Other(why))) => Err(refused(why)),
@@ -70,11 +74,16 @@ async fn order(job: &JobCx) -> Result<Option<Client>, JobError> {
                 return Ok(Some(client));
             }
             // Without waiting: the wait below notices a dead process and a cancelled job.
-            client.query_one("SELECT pg_catalog.pg_promote(false)", &[]).await?;
+            client
+                .query_one("SELECT pg_catalog.pg_promote(false)", &[])
+                .await?;
             Ok(Some(client))
         }
         Err(err) => {
-            tracing::warn!(error = chain(&err), "no session to promote with, using the signal file");
+            tracing::warn!(
+                error = chain(&err),
+                "no session to promote with, using the signal file"
+            );
             let file = job.ctx().data_dir().join("promote");
             job.blocking(move || std::fs::write(file, "")).await?;
             job.shared.guardian.signal(Signal::SIGUSR1)?;
@@ -99,7 +108,9 @@ pub(super) async fn wait_out_of_recovery(
             }
         }
         if !matches!(job.shared.process_set(), ProcessSet::Alive(_)) {
-            return Err(JobError::other("the postmaster ended before it was out of recovery"));
+            return Err(JobError::other(
+                "the postmaster ended before it was out of recovery",
+            ));
         }
         if until.is_some_and(|until| Instant::now() >= until) {
             return Ok(JobEnd::StillStarting);
@@ -113,5 +124,8 @@ pub(super) async fn wait_out_of_recovery(
 
 /// `pg_is_in_recovery()`.
 pub(super) async fn in_recovery(client: &Client) -> Result<bool, tokio_postgres::Error> {
-    client.query_one("SELECT pg_catalog.pg_is_in_recovery()", &[]).await?.try_get(0)
+    client
+        .query_one("SELECT pg_catalog.pg_is_in_recovery()", &[])
+        .await?
+        .try_get(0)
 }

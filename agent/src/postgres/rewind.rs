@@ -5,8 +5,8 @@
 //! mark of ours included; but it looks at regular files, directories and links only. So the mark that
 //! lies in the directory while it works is a FIFO ([`pgdata::REWINDING_FIFO`]).
 
-use super::connect::{self, ConninfoKind};
 use super::conf;
+use super::connect::{self, ConninfoKind};
 use super::controldata;
 use super::lineage;
 use super::pgdata;
@@ -60,7 +60,9 @@ pub(super) async fn run(job: &JobCx, source: &Upstream) -> Result<JobEnd, JobErr
 /// It must be out of recovery, with a checkpoint on its own timeline: `pg_rewind` reads the timeline
 /// from the control file, and finds no divergence before that.
 async fn source_is_ready(job: &JobCx, source: &Upstream) -> Result<(), JobError> {
-    let client = lineage::session(job.ctx(), source).await.map_err(|err| JobError::source(&err))?;
+    let client = lineage::session(job.ctx(), source)
+        .await
+        .map_err(|err| JobError::source(&err))?;
     let until = Instant::now() + SOURCE_CHECKPOINT_LIMIT;
     let mut ordered = false;
     loop {
@@ -86,14 +88,18 @@ async fn source_is_ready(job: &JobCx, source: &Upstream) -> Result<(), JobError>
         if !std::mem::replace(&mut ordered, true) {
             // Allowed to superusers, and from PostgreSQL 15 on to members of pg_checkpoint; others
             // wait for the checkpoint that the source's own agent orders.
-            let order = client.batch_execute("SET statement_timeout = 0; CHECKPOINT").await;
+            let order = client
+                .batch_execute("SET statement_timeout = 0; CHECKPOINT")
+                .await;
             if let Err(err) = order {
                 tracing::debug!(error = chain(&err), "the source makes its own checkpoint");
             }
             continue;
         }
         if Instant::now() >= until {
-            return Err(unavailable("the source has not made a checkpoint on its timeline yet"));
+            return Err(unavailable(
+                "the source has not made a checkpoint on its timeline yet",
+            ));
         }
         job.pause(SOURCE_POLL).await?;
     }
@@ -109,9 +115,18 @@ async fn report_loss(job: &JobCx, source: &Upstream, control: &ControlData) {
         Upstream::Member { name, .. } => name.clone(),
         Upstream::Remote { .. } | Upstream::None => MemberName::from("remote"),
     };
-    let Ok(lineage) = lineage::ask(job.ctx(), name, source).await else { return };
-    let (timeline, end) = (control.timeline, control.checkpoint_end.unwrap_or(control.checkpoint));
-    let Some(divergence) = lineage.history.switch_point(timeline).filter(|point| *point < end) else {
+    let Ok(lineage) = lineage::ask(job.ctx(), name, source).await else {
+        return;
+    };
+    let (timeline, end) = (
+        control.timeline,
+        control.checkpoint_end.unwrap_or(control.checkpoint),
+    );
+    let Some(divergence) = lineage
+        .history
+        .switch_point(timeline)
+        .filter(|point| *point < end)
+    else {
         return;
     };
     let commits = count_commits(job, timeline, divergence, end).await;
@@ -137,7 +152,13 @@ async fn count_commits(job: &JobCx, timeline: Timeline, from: Lsn, to: Lsn) -> O
         .env("LC_ALL", "C")
         .limit(COUNT_LIMIT);
     let output = tool::run_until(tool, &job.cancel).await.ok()?;
-    Some(output.text().lines().filter(|line| line.contains("desc: COMMIT")).count())
+    Some(
+        output
+            .text()
+            .lines()
+            .filter(|line| line.contains("desc: COMMIT"))
+            .count(),
+    )
 }
 
 async fn rewind(job: &JobCx, source: &Upstream) -> Result<(), JobError> {
@@ -147,11 +168,14 @@ async fn rewind(job: &JobCx, source: &Upstream) -> Result<(), JobError> {
         .await
         .map_err(|err| JobError::source(&err))?;
     let version = job.ctx().major_version().await?;
-    let tool = Tool::new(job.ctx().bin("pg_rewind"), rewind_args(pg, &conninfo, version))
-        .env("PGPASSFILE", &pg.pgpass)
-        .env("PGOPTIONS", "-c statement_timeout=0")
-        .env("LC_ALL", "C")
-        .dies_with_us();
+    let tool = Tool::new(
+        job.ctx().bin("pg_rewind"),
+        rewind_args(pg, &conninfo, version),
+    )
+    .env("PGPASSFILE", &pg.pgpass)
+    .env("PGOPTIONS", "-c statement_timeout=0")
+    .env("LC_ALL", "C")
+    .dies_with_us();
     let dir = pg.data_dir.clone();
     let promise = pgdata::read_state(&dir).or_strictest().promised;
     let marked = dir.clone();
@@ -190,7 +214,10 @@ async fn rewind(job: &JobCx, source: &Upstream) -> Result<(), JobError> {
 }
 
 fn half_done(why: String) -> JobError {
-    tracing::error!(why, "pg_rewind did not end, the data directory is not to be started");
+    tracing::error!(
+        why,
+        "pg_rewind did not end, the data directory is not to be started"
+    );
     JobError::Failed(Failure::HalfDone(why))
 }
 
@@ -203,7 +230,11 @@ fn untouched(stderr: &[u8]) -> bool {
 fn rewind_args(pg: &PostgresConfig, conninfo: &str, version: u32) -> Vec<OsString> {
     let mut target = OsString::from("--target-pgdata=");
     target.push(&pg.data_dir);
-    let mut args = vec![target, format!("--source-server={conninfo}").into(), "--progress".into()];
+    let mut args = vec![
+        target,
+        format!("--source-server={conninfo}").into(),
+        "--progress".into(),
+    ];
     let inside = pg.config_dir == pg.data_dir;
     if has_restore_command(pg) && (inside || version >= 15) {
         args.push("--restore-target-wal".into());
@@ -219,7 +250,9 @@ fn rewind_args(pg: &PostgresConfig, conninfo: &str, version: u32) -> Vec<OsStrin
 
 fn has_restore_command(pg: &PostgresConfig) -> bool {
     let set = |value: Option<&serde_json::Value>| {
-        value.and_then(serde_json::Value::as_str).is_some_and(|text| !text.is_empty())
+        value
+            .and_then(serde_json::Value::as_str)
+            .is_some_and(|text| !text.is_empty())
     };
     set(pg.recovery_conf.get("restore_command")) || set(pg.parameters.get("restore_command"))
 }
@@ -236,11 +269,22 @@ pub(super) async fn crash_recovery(job: &JobCx) -> Result<(), JobError> {
     job.blocking(move || remove_signal_files(&cleaned)).await?;
     let state = job.shared.conf_state(false, &Upstream::None);
     let mut words = conf::command_line(job.ctx(), &state).await?.into_iter();
-    let program = words.next().ok_or_else(|| JobError::other("no command to start PostgreSQL"))?;
+    let program = words
+        .next()
+        .ok_or_else(|| JobError::other("no command to start PostgreSQL"))?;
     // Archiving is on, but fails: nothing is recycled as archived that is not.
     let args = std::iter::once(OsString::from("--single"))
         .chain(words)
-        .chain(["-c", "archive_mode=on", "-c", "archive_command=false", "template1"].map(Into::into));
+        .chain(
+            [
+                "-c",
+                "archive_mode=on",
+                "-c",
+                "archive_command=false",
+                "template1",
+            ]
+            .map(Into::into),
+        );
     let tool = Tool::new(program, args).dies_with_us();
     let output = job.tool(tool).await?;
     tracing::info!(took = ?output.took, "single-user crash recovery done");
@@ -253,7 +297,11 @@ mod tests {
 
     #[test]
     fn a_failure_before_the_copy_leaves_the_directory_usable() {
-        assert!(untouched(b"pg_rewind: error: connection to server at \"a\" failed"));
-        assert!(!untouched(b"pg_rewind: need to copy 52 MB (total source ...)\npg_rewind: fatal"));
+        assert!(untouched(
+            b"pg_rewind: error: connection to server at \"a\" failed"
+        ));
+        assert!(!untouched(
+            b"pg_rewind: need to copy 52 MB (total source ...)\npg_rewind: fatal"
+        ));
     }
 }

@@ -82,7 +82,11 @@ impl Shared {
         let cut_off = self.promised();
         let wanted = self.wanted.borrow().clone();
         ConfState {
-            upstream: if standby && !cut_off { follow.clone() } else { Upstream::None },
+            upstream: if standby && !cut_off {
+                follow.clone()
+            } else {
+                Upstream::None
+            },
             cut_off: standby && cut_off,
             as_primary: !standby,
             sync_names: self.start_names(standby, wanted.as_ref()),
@@ -101,14 +105,25 @@ impl Shared {
         if cluster.synchronous_mode == SyncMode::Off {
             return None;
         }
-        let told = wanted.filter(|w| w.as_primary != standby).and_then(|w| w.sync_names.clone());
+        let told = wanted
+            .filter(|w| w.as_primary != standby)
+            .and_then(|w| w.sync_names.clone());
         let cautious = cluster.synchronous_mode_strict || !standby;
-        Some(told.unwrap_or_else(|| if cautious { STRICT_PLACEHOLDER.into() } else { String::new() }))
+        Some(told.unwrap_or_else(|| {
+            if cautious {
+                STRICT_PLACEHOLDER.into()
+            } else {
+                String::new()
+            }
+        }))
     }
 
     /// Whether a promise is stored, or might be: torn state counts as a promise.
     pub fn promised(&self) -> bool {
-        pgdata::read_state(&self.ctx.data_dir()).or_strictest().promised.is_some()
+        pgdata::read_state(&self.ctx.data_dir())
+            .or_strictest()
+            .promised
+            .is_some()
     }
 
     /// Writes the configuration; returns whether a file changed.
@@ -148,14 +163,21 @@ impl JobCx {
     /// Reports how far the job is.
     pub async fn phase(&self, phase: &str) {
         tracing::debug!(job = self.id.0, phase, "job phase");
-        let event = PgEvent::JobPhase { id: self.id, phase: phase.to_owned() };
+        let event = PgEvent::JobPhase {
+            id: self.id,
+            phase: phase.to_owned(),
+        };
         // The loop is gone only when the whole agent ends.
         let _ = self.shared.events.send(event).await;
     }
 
     /// Ends the job here if it was cancelled.
     pub fn check(&self) -> Result<(), JobError> {
-        if self.cancel.is_cancelled() { Err(JobError::Cancelled) } else { Ok(()) }
+        if self.cancel.is_cancelled() {
+            Err(JobError::Cancelled)
+        } else {
+            Ok(())
+        }
     }
 
     /// Runs a program that must succeed.
@@ -165,7 +187,10 @@ impl JobCx {
 
     /// Waits, or ends the job when it is cancelled meanwhile.
     pub async fn pause(&self, time: Duration) -> Result<(), JobError> {
-        let slept = self.cancel.run_until_cancelled(tokio::time::sleep(time)).await;
+        let slept = self
+            .cancel
+            .run_until_cancelled(tokio::time::sleep(time))
+            .await;
         slept.ok_or(JobError::Cancelled)
     }
 
@@ -179,7 +204,10 @@ impl JobCx {
                 None => emptied.await.is_ok(),
             }
         };
-        self.cancel.run_until_cancelled(bounded).await.ok_or(JobError::Cancelled)
+        self.cancel
+            .run_until_cancelled(bounded)
+            .await
+            .ok_or(JobError::Cancelled)
     }
 
     /// Runs blocking work on files on a worker thread.

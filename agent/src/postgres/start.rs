@@ -1,8 +1,8 @@
 //! Starting PostgreSQL: write its configuration, have the guardian launch it, wait until it accepts
 //! connections (`ha-behaviour.md` 9.1).
 
-use super::connect::{self, ConnectError};
 use super::conf::{self, ConfState};
+use super::connect::{self, ConnectError};
 use super::history;
 use super::pgdata;
 use super::shared::{JobCx, JobError, POLL, ProcessSet, chain};
@@ -65,7 +65,11 @@ pub(super) async fn launch_written(
     let command = conf::command_line(job.ctx(), state).await?;
     job.check()?;
     let env = postmaster_environment(job);
-    let pid = job.shared.guardian.start_postmaster(command, env, None).await?;
+    let pid = job
+        .shared
+        .guardian
+        .start_postmaster(command, env, None)
+        .await?;
     // The guardian's own report may already have said more, for example that it has ended.
     job.shared.processes.send_if_modified(|set| {
         let fresh = matches!(*set, ProcessSet::Unknown | ProcessSet::Empty);
@@ -101,7 +105,9 @@ async fn ready_to_start(job: &JobCx) -> Result<(), JobError> {
         }
         ProcessSet::Orphans => {
             if !job.wait_empty(Some(EMPTY_LIMIT)).await? {
-                return Err(JobError::other("processes of an earlier postmaster are left"));
+                return Err(JobError::other(
+                    "processes of an earlier postmaster are left",
+                ));
             }
         }
         ProcessSet::Empty | ProcessSet::Unknown => {}
@@ -109,7 +115,9 @@ async fn ready_to_start(job: &JobCx) -> Result<(), JobError> {
     match pgdata::inspect(job.ctx()).await {
         DataDir::Initialised => Ok(()),
         DataDir::Unfinished(what) => Err(JobError::Failed(Failure::HalfDone(what))),
-        other => Err(JobError::other(format!("the data directory cannot be started: {other:?}"))),
+        other => Err(JobError::other(format!(
+            "the data directory cannot be started: {other:?}"
+        ))),
     }
 }
 
@@ -133,17 +141,24 @@ async fn wait_accepting(job: &JobCx, pid: i32, timeout: Duration) -> Result<JobE
     let mut processes = job.shared.processes.subscribe();
     loop {
         if !matches!(*processes.borrow_and_update(), ProcessSet::Alive(alive) if alive == pid) {
-            return Err(JobError::other(format!("postmaster {pid} ended while it was starting")));
+            return Err(JobError::other(format!(
+                "postmaster {pid} ended while it was starting"
+            )));
         }
         match connect::superuser(job.ctx()).await {
             Ok(_) => return Ok(JobEnd::Done),
             // It accepts, whoever may come: that is what this job waits for. The probe tells the rest.
             Err(ConnectError::Other(text)) => {
-                tracing::warn!(error = text, "PostgreSQL started, but does not let the superuser in");
+                tracing::warn!(
+                    error = text,
+                    "PostgreSQL started, but does not let the superuser in"
+                );
                 return Ok(JobEnd::Done);
             }
             Err(ConnectError::NoAddress(text)) => return Err(JobError::other(text)),
-            Err(ConnectError::Refused(_) | ConnectError::Rejecting(_) | ConnectError::Silent(_)) => {}
+            Err(
+                ConnectError::Refused(_) | ConnectError::Rejecting(_) | ConnectError::Silent(_),
+            ) => {}
         }
         if Instant::now() >= until || job.cancel.is_cancelled() {
             return Ok(JobEnd::StillStarting);
@@ -160,7 +175,10 @@ async fn wait_accepting(job: &JobCx, pid: i32, timeout: Duration) -> Result<JobE
 /// too, since the postmaster passes the signal on before it accepts the next session.
 pub(super) async fn reload(shared: &super::shared::Shared) -> Result<(), ConnectError> {
     let before = load_time(shared).await?;
-    shared.guardian.signal(Signal::SIGHUP).map_err(|err| ConnectError::Other(chain(&err)))?;
+    shared
+        .guardian
+        .signal(Signal::SIGHUP)
+        .map_err(|err| ConnectError::Other(chain(&err)))?;
     let until = Instant::now() + RELOAD_LIMIT;
     while Instant::now() < until {
         if load_time(shared).await? != before {
@@ -168,7 +186,9 @@ pub(super) async fn reload(shared: &super::shared::Shared) -> Result<(), Connect
         }
         tokio::time::sleep(POLL / 2).await;
     }
-    Err(ConnectError::Silent(format!("the reload was not seen within {RELOAD_LIMIT:?}")))
+    Err(ConnectError::Silent(format!(
+        "the reload was not seen within {RELOAD_LIMIT:?}"
+    )))
 }
 
 /// When the postmaster last read its files, as a fresh session inherits it.
@@ -178,7 +198,8 @@ async fn load_time(shared: &super::shared::Shared) -> Result<String, ConnectErro
         .query_one("SELECT pg_catalog.pg_conf_load_time()::text", &[])
         .await
         .map_err(|err| ConnectError::Other(chain(&err)))?;
-    row.try_get(0).map_err(|err| ConnectError::Other(chain(&err)))
+    row.try_get(0)
+        .map_err(|err| ConnectError::Other(chain(&err)))
 }
 
 /// Removes `standby.signal` and `recovery.signal`.

@@ -36,19 +36,29 @@ pub(super) struct Stop {
 impl Stop {
     /// Fast, without a checkpoint, with a limit: before a rewind, a reinitialisation, a restart.
     pub fn fast(timeout: Option<Duration>) -> Self {
-        Self { mode: StopMode::Fast, checkpoint_first: false, timeout }
+        Self {
+            mode: StopMode::Fast,
+            checkpoint_first: false,
+            timeout,
+        }
     }
 
     /// Immediate: what is in the directory will not be needed.
     pub fn immediate() -> Self {
-        Self { mode: StopMode::Immediate, checkpoint_first: false, timeout: Some(QUIT_LIMIT) }
+        Self {
+            mode: StopMode::Immediate,
+            checkpoint_first: false,
+            timeout: Some(QUIT_LIMIT),
+        }
     }
 }
 
 /// [`proto::core::job::Job::Stop`].
 pub(super) async fn run(job: &JobCx, stop: &Stop) -> Result<JobEnd, JobError> {
     halt(job, stop).await?;
-    Ok(JobEnd::Stopped { shutdown: shutdown_position(job).await })
+    Ok(JobEnd::Stopped {
+        shutdown: shutdown_position(job).await,
+    })
 }
 
 /// Stops, whatever runs. Cancelling it after the signal leaves PostgreSQL shutting down.
@@ -62,7 +72,10 @@ pub(super) async fn halt(job: &JobCx, stop: &Stop) -> Result<(), JobError> {
     if stop.checkpoint_first {
         job.phase("checkpoint").await;
         let limit = stop.timeout.unwrap_or(CHECKPOINT_LIMIT);
-        let done = job.cancel.run_until_cancelled(checkpoint(&job.shared, limit)).await;
+        let done = job
+            .cancel
+            .run_until_cancelled(checkpoint(&job.shared, limit))
+            .await;
         if let Err(error) = done.ok_or(JobError::Cancelled)? {
             tracing::warn!(error, "checkpoint before the stop failed");
         }
@@ -98,7 +111,9 @@ async fn fence(job: &JobCx) -> Result<(), JobError> {
     if job.wait_empty(Some(FENCE_LIMIT)).await? {
         return Ok(());
     }
-    Err(JobError::other(format!("processes are left {FENCE_LIMIT:?} after they were killed")))
+    Err(JobError::other(format!(
+        "processes are left {FENCE_LIMIT:?} after they were killed"
+    )))
 }
 
 /// A postmaster that somebody else started is taken over first, so that its end is seen. A single-user
@@ -109,7 +124,9 @@ async fn adopt(job: &JobCx, pid: i32) -> Result<(), JobError> {
     }
     let file = pgdata::read_postmaster_pid(&job.ctx().data_dir())?;
     if file.is_some_and(|file| file.single_user) {
-        return Err(JobError::other(format!("process {pid} is a single-user server")));
+        return Err(JobError::other(format!(
+            "process {pid} is a single-user server"
+        )));
     }
     job.shared.guardian.adopt(pid).await?;
     job.shared.processes.send_replace(ProcessSet::Alive(pid));
@@ -119,22 +136,33 @@ async fn adopt(job: &JobCx, pid: i32) -> Result<(), JobError> {
 /// `CHECKPOINT` on the local server.
 pub(super) async fn checkpoint(shared: &Shared, limit: Duration) -> Result<(), String> {
     let work = async {
-        let client = connect::superuser(&shared.ctx).await.map_err(|err| chain(&err))?;
+        let client = connect::superuser(&shared.ctx)
+            .await
+            .map_err(|err| chain(&err))?;
         let sql = "SET statement_timeout = 0; CHECKPOINT";
         client.batch_execute(sql).await.map_err(|err| chain(&err))
     };
     let late = || format!("it took longer than {limit:?}");
-    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(late()))
+    tokio::time::timeout(limit, work)
+        .await
+        .unwrap_or_else(|_| Err(late()))
 }
 
 /// Runs the operator's script; it cannot prevent the stop.
 async fn before_stop(job: &JobCx) -> Result<(), JobError> {
     let config = job.ctx().config();
-    let Some(command) = &config.postgresql.before_stop else { return Ok(()) };
+    let Some(command) = &config.postgresql.before_stop else {
+        return Ok(());
+    };
     job.phase("before_stop").await;
     let words = shell_words(command).unwrap_or_default();
-    let Some(script) = Tool::from_words(&words) else { return Ok(()) };
-    match job.tool(script.limit(config.postgresql.pg_ctl_timeout)).await {
+    let Some(script) = Tool::from_words(&words) else {
+        return Ok(());
+    };
+    match job
+        .tool(script.limit(config.postgresql.pg_ctl_timeout))
+        .await
+    {
         Ok(_) => {}
         Err(JobError::Cancelled) => return Err(JobError::Cancelled),
         Err(JobError::Failed(failure)) => tracing::warn!(?failure, "before_stop failed"),

@@ -95,7 +95,10 @@ impl Tool {
     /// Its name for people: the last part of the path.
     pub fn name(&self) -> String {
         let path = std::path::Path::new(&self.program);
-        path.file_name().unwrap_or(&self.program).to_string_lossy().into_owned()
+        path.file_name()
+            .unwrap_or(&self.program)
+            .to_string_lossy()
+            .into_owned()
     }
 
     /// The command: own process group, empty input, clean environment.
@@ -143,12 +146,20 @@ impl Output {
 
     /// The last words on standard error, or on standard output if there were none; one line.
     pub fn last_words(&self) -> String {
-        let said = if self.stderr.trim_ascii().is_empty() { &self.stdout } else { &self.stderr };
+        let said = if self.stderr.trim_ascii().is_empty() {
+            &self.stdout
+        } else {
+            &self.stderr
+        };
         let text = String::from_utf8_lossy(said);
         let text = text.trim();
         let skip = text.chars().count().saturating_sub(LAST_WORDS);
         let tail: String = text.chars().skip(skip).collect();
-        tail.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" | ")
+        tail.lines()
+            .map(str::trim)
+            .filter(|l| !l.is_empty())
+            .collect::<Vec<_>>()
+            .join(" | ")
     }
 }
 
@@ -204,9 +215,10 @@ pub async fn run(tool: Tool) -> Result<Output, ToolError> {
     let started = Instant::now();
     let mut command = tool.command();
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = command
-        .spawn()
-        .map_err(|source| ToolError::Start { program: program.clone(), source })?;
+    let child = command.spawn().map_err(|source| ToolError::Start {
+        program: program.clone(),
+        source,
+    })?;
     let mut group = Group(Some(child));
     let work = group.capture();
     let ended = match tool.limit {
@@ -216,7 +228,12 @@ pub async fn run(tool: Tool) -> Result<Output, ToolError> {
     match ended {
         Ok(Ok((status, stdout, stderr))) => {
             group.0 = None;
-            Ok(Output { status, stdout, stderr, took: started.elapsed() })
+            Ok(Output {
+                status,
+                stdout,
+                stderr,
+                took: started.elapsed(),
+            })
         }
         Ok(Err(source)) => Err(ToolError::Wait { program, source }),
         Err(limit) => Err(ToolError::TimedOut { program, limit }),
@@ -226,7 +243,10 @@ pub async fn run(tool: Tool) -> Result<Output, ToolError> {
 /// [`run`], ended early when `cancel` fires.
 pub async fn run_until(tool: Tool, cancel: &CancellationToken) -> Result<Output, ToolError> {
     let program = tool.name();
-    cancel.run_until_cancelled(run(tool)).await.unwrap_or(Err(ToolError::Cancelled { program }))
+    cancel
+        .run_until_cancelled(run(tool))
+        .await
+        .unwrap_or(Err(ToolError::Cancelled { program }))
 }
 
 /// [`run_until`], with a failing exit status as an error.
@@ -236,7 +256,11 @@ pub async fn succeed(tool: Tool, cancel: &CancellationToken) -> Result<Output, T
     if output.status.success() {
         return Ok(output);
     }
-    Err(ToolError::Failed { program, status: output.status, said: output.last_words() })
+    Err(ToolError::Failed {
+        program,
+        status: output.status,
+        said: output.last_words(),
+    })
 }
 
 /// A child and its process group, killed together unless the child was awaited.
@@ -251,7 +275,8 @@ impl Group {
         let (mut stdout, mut stderr) = (child.stdout.take(), child.stderr.take());
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let status = {
-            let reading = async { tokio::join!(tail(&mut stdout, &mut out), tail(&mut stderr, &mut err)) };
+            let reading =
+                async { tokio::join!(tail(&mut stdout, &mut out), tail(&mut stderr, &mut err)) };
             tokio::pin!(reading);
             // Both branches are cancel safe: what was read is in `out` and `err` already.
             let early = tokio::select! {
@@ -283,7 +308,9 @@ impl Drop for Group {
 /// Kills the process group that `child` leads. The leader has not been awaited yet, so its id cannot
 /// have been given to anybody else.
 pub(super) fn kill_group(child: &Child) {
-    let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()) else { return };
+    let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()) else {
+        return;
+    };
     let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
 }
 
@@ -312,7 +339,9 @@ mod tests {
 
     #[tokio::test]
     async fn output_and_status_are_reported() {
-        let output = run(sh("echo out; echo bad >&2; exit 3")).await.expect("runs");
+        let output = run(sh("echo out; echo bad >&2; exit 3"))
+            .await
+            .expect("runs");
         assert_eq!(output.status.code(), Some(3));
         assert_eq!(output.text(), "out\n");
         assert_eq!(output.last_words(), "bad");
@@ -322,10 +351,15 @@ mod tests {
     async fn at_the_limit_the_whole_group_is_killed() {
         let dir = std::env::temp_dir().join(format!("tool-group-{}", std::process::id()));
         let script = format!("sleep 60 & echo $! > {}; wait", dir.display());
-        let err = run(sh(&script).limit(Duration::from_millis(300))).await.expect_err("too slow");
+        let err = run(sh(&script).limit(Duration::from_millis(300)))
+            .await
+            .expect_err("too slow");
         assert!(matches!(err, ToolError::TimedOut { .. }), "{err}");
-        let pid: i32 =
-            std::fs::read_to_string(&dir).expect("pid file").trim().parse().expect("a pid");
+        let pid: i32 = std::fs::read_to_string(&dir)
+            .expect("pid file")
+            .trim()
+            .parse()
+            .expect("a pid");
         std::fs::remove_file(&dir).expect("removable");
         for _ in 0..100 {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -356,7 +390,9 @@ mod tests {
 
     #[tokio::test]
     async fn only_the_end_of_long_output_is_kept() {
-        let output = run(sh("head -c 5000000 /dev/zero | tr '\\0' x; echo end")).await.expect("runs");
+        let output = run(sh("head -c 5000000 /dev/zero | tr '\\0' x; echo end"))
+            .await
+            .expect("runs");
         assert!(output.stdout.len() <= 2 * OUTPUT_LIMIT + 8192);
         assert!(output.text().ends_with("end\n"));
     }

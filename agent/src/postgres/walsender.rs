@@ -48,12 +48,19 @@ pub async fn identify(client: &Client) -> Result<Identity, WalsenderError> {
 }
 
 /// Asks for a timeline's ancestors. The first one has none, and no file either.
-pub async fn history(client: &Client, timeline: Timeline) -> Result<TimelineHistory, WalsenderError> {
+pub async fn history(
+    client: &Client,
+    timeline: Timeline,
+) -> Result<TimelineHistory, WalsenderError> {
     if timeline <= Timeline::FIRST {
         return Ok(TimelineHistory::first());
     }
     let row = only_row(client, &format!("TIMELINE_HISTORY {timeline}")).await?;
-    let content = row.try_get("content").ok().flatten().ok_or(WalsenderError::Field("content"))?;
+    let content = row
+        .try_get("content")
+        .ok()
+        .flatten()
+        .ok_or(WalsenderError::Field("content"))?;
     Ok(TimelineHistory::parse(timeline, content)?)
 }
 

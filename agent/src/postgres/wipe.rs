@@ -5,10 +5,10 @@
 //! live primary with the same identifier was seen. Work of our own that did not end (a clone, a
 //! bootstrap) carries a mark and holds nothing that is not elsewhere: it needs no such witness.
 
+use super::controldata;
 use super::lineage;
 use super::pgdata;
 use super::shared::{JobCx, JobError, ProcessSet};
-use super::controldata;
 use crate::clock;
 use proto::core::job::Upstream;
 use proto::core::observation::{DataDir, Lineage};
@@ -63,7 +63,9 @@ pub(super) async fn data_dir(job: &JobCx, leader: &Upstream) -> Result<(), JobEr
     if job.shared.process_set() != ProcessSet::Empty || uses_it(&dir) {
         return Err(Refused::InUse.into());
     }
-    let Some(plan) = permitted(job, leader).await? else { return Ok(()) };
+    let Some(plan) = permitted(job, leader).await? else {
+        return Ok(());
+    };
     job.phase("removing data directory").await;
     tracing::warn!(path = %plan.dir.display(), "emptying the data directory");
     job.blocking(move || empty(&plan)).await
@@ -78,7 +80,9 @@ pub(super) async fn permitted(job: &JobCx, leader: &Upstream) -> Result<Option<P
         DataDir::Unfinished(what) => !what.starts_with(super::rewind::MARK),
         DataDir::Initialised => false,
         DataDir::Unknown | DataDir::Unreadable(_) => {
-            return Err(JobError::other(format!("the data directory is not known: {found:?}")));
+            return Err(JobError::other(format!(
+                "the data directory is not known: {found:?}"
+            )));
         }
     };
     let dir = job.ctx().data_dir();
@@ -135,7 +139,10 @@ fn prove(lineage: &Lineage, mine: SystemId, me: &str) -> Result<(), String> {
         return Err(format!("{} is not a primary", lineage.leader));
     }
     if lineage.system_id != mine {
-        return Err(format!("{} has the identifier {}, not {mine}", lineage.leader, lineage.system_id));
+        return Err(format!(
+            "{} has the identifier {}, not {mine}",
+            lineage.leader, lineage.system_id
+        ));
     }
     Ok(())
 }
@@ -154,14 +161,23 @@ pub struct Plan {
 /// Checks the path and everything that hangs off it. `marked`: our own unfinished work, which may be
 /// removed at the root of a mount, too.
 pub fn plan(configured: &Path, marked: bool) -> Result<Plan, Refused> {
-    let refuse = |why| Refused::Place { path: configured.to_owned(), why };
-    let plain = configured
-        .components()
-        .all(|c| matches!(c, std::path::Component::RootDir | std::path::Component::Normal(_)));
+    let refuse = |why| Refused::Place {
+        path: configured.to_owned(),
+        why,
+    };
+    let plain = configured.components().all(|c| {
+        matches!(
+            c,
+            std::path::Component::RootDir | std::path::Component::Normal(_)
+        )
+    });
     if !configured.is_absolute() || !plain {
         return Err(refuse("it is not an absolute path without `..`"));
     }
-    let look = |source| Refused::Look { path: configured.to_owned(), source };
+    let look = |source| Refused::Look {
+        path: configured.to_owned(),
+        source,
+    };
     let dir = fs::canonicalize(configured).map_err(look)?;
     let meta = fs::symlink_metadata(&dir).map_err(look)?;
     if dir.components().count() < 3 {
@@ -178,13 +194,19 @@ pub fn plan(configured: &Path, marked: bool) -> Result<Plan, Refused> {
     }
     let wal = external_wal(&dir)?;
     let tablespaces = tablespaces(&dir)?;
-    Ok(Plan { dir, wal, tablespaces })
+    Ok(Plan {
+        dir,
+        wal,
+        tablespaces,
+    })
 }
 
 /// Whether something is mounted exactly here, bind mounts included (proc(5), `mountinfo`). When that
 /// cannot be read, the answer is yes.
 fn is_mount_root(dir: &Path) -> bool {
-    let Ok(table) = fs::read("/proc/self/mountinfo") else { return true };
+    let Ok(table) = fs::read("/proc/self/mountinfo") else {
+        return true;
+    };
     table.split(|b| *b == b'\n').any(|line| {
         let point = line.split(|b| *b == b' ').nth(4).unwrap_or_default();
         unescape(point) == dir.as_os_str().as_bytes()
@@ -220,13 +242,19 @@ fn external_wal(dir: &Path) -> Result<Option<PathBuf>, Refused> {
     if !link.is_symlink() {
         return Ok(None);
     }
-    let look = |source| Refused::Look { path: link.clone(), source };
+    let look = |source| Refused::Look {
+        path: link.clone(),
+        source,
+    };
     let target = match fs::canonicalize(&link) {
         Ok(target) => target,
         Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(err) => return Err(look(err)),
     };
-    let refuse = |why| Refused::Place { path: target.clone(), why };
+    let refuse = |why| Refused::Place {
+        path: target.clone(),
+        why,
+    };
     if dir.starts_with(&target) || target.starts_with(dir) {
         return Err(refuse("pg_wal points into or above the data directory"));
     }
@@ -244,15 +272,23 @@ fn is_wal_name(name: &str) -> bool {
     let hex = |len| stem.len() == len && stem.bytes().all(|b| b.is_ascii_hexdigit());
     hex(24)
         || (hex(8) && name.ends_with(".history"))
-        || matches!(stem, "archive_status" | "summaries" | "xlogtemp" | "lost+found")
+        || matches!(
+            stem,
+            "archive_status" | "summaries" | "xlogtemp" | "lost+found"
+        )
         || name.starts_with("RECOVERY")
 }
 
 /// The directories of this major version below the links in `pg_tblspc`.
 fn tablespaces(dir: &Path) -> Result<Vec<PathBuf>, Refused> {
-    let Some(version) = pgdata::pg_version(dir) else { return Ok(Vec::new()) };
+    let Some(version) = pgdata::pg_version(dir) else {
+        return Ok(Vec::new());
+    };
     let links = dir.join("pg_tblspc");
-    let look = |source| Refused::Look { path: links.clone(), source };
+    let look = |source| Refused::Look {
+        path: links.clone(),
+        source,
+    };
     let entries = match fs::read_dir(&links) {
         Ok(entries) => entries,
         Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -265,9 +301,14 @@ fn tablespaces(dir: &Path) -> Result<Vec<PathBuf>, Refused> {
         if !link.is_symlink() {
             continue;
         }
-        let Ok(target) = fs::canonicalize(&link) else { continue };
+        let Ok(target) = fs::canonicalize(&link) else {
+            continue;
+        };
         if dir.starts_with(&target) || target.starts_with(dir) {
-            return Err(Refused::Place { path: target, why: "a tablespace overlaps the data directory" });
+            return Err(Refused::Place {
+                path: target,
+                why: "a tablespace overlaps the data directory",
+            });
         }
         for entry in fs::read_dir(&target).map_err(look)? {
             let entry = entry.map_err(look)?;
@@ -293,7 +334,9 @@ pub fn empty(plan: &Plan) -> io::Result<()> {
         remove_entries(wal, |_| true)?;
     }
     let last = [pgdata::UNFINISHED_FILE, pgdata::REWINDING_FIFO];
-    remove_entries(&plan.dir, |name| !last.contains(&name) && name != "lost+found")?;
+    remove_entries(&plan.dir, |name| {
+        !last.contains(&name) && name != "lost+found"
+    })?;
     pgdata::clear_rewinding(&plan.dir)?;
     pgdata::clear_unfinished(&plan.dir)
 }
@@ -326,7 +369,8 @@ mod tests {
 
     impl Scratch {
         fn new(name: &str) -> Self {
-            let root = std::env::temp_dir().join(format!("garden-wipe-{name}-{}", std::process::id()));
+            let root =
+                std::env::temp_dir().join(format!("garden-wipe-{name}-{}", std::process::id()));
             let _ = fs::remove_dir_all(&root);
             fs::create_dir_all(root.join("data/global")).expect("create");
             fs::create_dir_all(root.join("data/pg_tblspc")).expect("create");
@@ -356,7 +400,10 @@ mod tests {
         let scratch = Scratch::new("plain");
         for bad in ["/", "/tmp", "relative", "/proc/sys", "/etc/../etc"] {
             assert!(plan(Path::new(bad), false).is_err(), "{bad}");
-            assert!(plan(Path::new(bad), true).is_err() || bad == "/proc/sys", "{bad} marked");
+            assert!(
+                plan(Path::new(bad), true).is_err() || bad == "/proc/sys",
+                "{bad} marked"
+            );
         }
         let dotted = scratch.0.join("outside/../data");
         assert!(why(plan(&dotted, false).expect_err("dots")).contains("absolute path"));
@@ -371,7 +418,9 @@ mod tests {
     #[test]
     fn mount_roots_are_left_alone() {
         assert!(is_mount_root(Path::new("/proc")));
-        assert!(!is_mount_root(&std::env::temp_dir().join("nothing-mounted-here")));
+        assert!(!is_mount_root(
+            &std::env::temp_dir().join("nothing-mounted-here")
+        ));
         assert_eq!(unescape(b"/a\\040b\\"), b"/a b\\");
     }
 
@@ -393,7 +442,9 @@ mod tests {
         fs::write(outside.join("00000002.history"), "x").expect("write");
         symlink(&outside, scratch.data().join("pg_wal")).expect("link");
         fs::write(outside.join("notes.txt"), "x").expect("write");
-        assert!(why(plan(&scratch.data(), false).expect_err("foreign file")).contains("more than WAL"));
+        assert!(
+            why(plan(&scratch.data(), false).expect_err("foreign file")).contains("more than WAL")
+        );
         fs::remove_file(outside.join("notes.txt")).expect("remove");
         empty(&plan(&scratch.data(), false).expect("allowed")).expect("emptied");
         assert_eq!(fs::read_dir(&outside).expect("listed").count(), 0);
@@ -436,6 +487,16 @@ mod tests {
         assert_eq!(prove(&good, SystemId(7), "a"), Ok(()));
         assert!(prove(&good, SystemId(7), "b").is_err());
         assert!(prove(&good, SystemId(8), "a").is_err());
-        assert!(prove(&Lineage { is_primary: false, ..good }, SystemId(7), "a").is_err());
+        assert!(
+            prove(
+                &Lineage {
+                    is_primary: false,
+                    ..good
+                },
+                SystemId(7),
+                "a"
+            )
+            .is_err()
+        );
     }
 }

@@ -29,10 +29,17 @@ static ALONE: Mutex<()> = Mutex::new(());
 /// PostgreSQL refuses root, so a test that root runs runs itself again as `postgres`. `test` is the
 /// test's own name.
 pub fn as_postgres(test: &str, body: impl Future<Output = ()>) {
-    let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _alone = ALONE
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     if nix::unistd::geteuid().is_root() {
         let status = Command::new("setpriv")
-            .args(["--reuid=postgres", "--regid=postgres", "--init-groups", "--"])
+            .args([
+                "--reuid=postgres",
+                "--regid=postgres",
+                "--init-groups",
+                "--",
+            ])
             .arg(std::env::current_exe().expect("the path of this program"))
             .args([test, "--exact", "--nocapture"])
             .current_dir("/")
@@ -43,14 +50,20 @@ pub fn as_postgres(test: &str, body: impl Future<Output = ()>) {
         return;
     }
     if std::env::var_os("GARDEN_TEST_LOG").is_some() {
-        let _ = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).try_init();
+        let _ = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::DEBUG)
+            .try_init();
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .expect("runtime");
-    runtime.block_on(async { tokio::time::timeout(LIMIT * 6, body).await.expect("test in time") });
+    runtime.block_on(async {
+        tokio::time::timeout(LIMIT * 6, body)
+            .await
+            .expect("test in time")
+    });
 }
 
 fn guardian_options(root: &Path) -> AttachOptions {
@@ -84,10 +97,14 @@ impl Node {
         let file = root.join("patroni.yml");
         std::fs::write(&file, configuration(name, &root, port, extra)).expect("write");
         let local = Loader::new(Some(&file), Default::default()).and_then(|loader| loader.load());
-        let (config, _) =
-            local.and_then(|local| local.effective(&Map::new())).expect("configuration");
+        let (config, _) = local
+            .and_then(|local| local.effective(&Map::new()))
+            .expect("configuration");
         // Nobody creates the members' slots here.
-        let cluster = ClusterConfig { use_slots: false, ..ClusterConfig::default() };
+        let cluster = ClusterConfig {
+            use_slots: false,
+            ..ClusterConfig::default()
+        };
         let (config, config_rx) = watch::channel(Arc::new(config));
         let (cluster, cluster_rx) = watch::channel(Arc::new(cluster));
         let ctx = PgContext::new(config_rx, cluster_rx);
@@ -101,7 +118,18 @@ impl Node {
             }
         });
         let (_config, _cluster) = (config, cluster);
-        Self { name, root, port, ctx, driver, guardian, events, last_id: 0, _config, _cluster }
+        Self {
+            name,
+            root,
+            port,
+            ctx,
+            driver,
+            guardian,
+            events,
+            last_id: 0,
+            _config,
+            _cluster,
+        }
     }
 
     pub fn data(&self) -> PathBuf {
@@ -156,7 +184,10 @@ impl Node {
     }
 
     /// Waits for a sample that satisfies.
-    pub async fn sample(&mut self, mut fits: impl FnMut(&LocalPostgres) -> bool) -> Arc<LocalPostgres> {
+    pub async fn sample(
+        &mut self,
+        mut fits: impl FnMut(&LocalPostgres) -> bool,
+    ) -> Arc<LocalPostgres> {
         self.driver.probe_every(Duration::from_millis(50));
         self.next(|event| match event {
             PgEvent::Sample(sample) if fits(&sample) => Some(sample),
@@ -192,14 +223,21 @@ impl Node {
         };
         match tokio::time::timeout(LIMIT, found).await {
             Ok(found) => found,
-            Err(_) => panic!("{}: it never came; last: {last}\n{}", self.name, self.logs()),
+            Err(_) => panic!(
+                "{}: it never came; last: {last}\n{}",
+                self.name,
+                self.logs()
+            ),
         }
     }
 
     /// The first column of the first row as text.
     pub async fn query(&self, sql: &str) -> Option<String> {
         let client = connect::superuser(&self.ctx).await.expect("session");
-        let rows = client.simple_query(sql).await.unwrap_or_else(|err| panic!("{sql}: {err:?}"));
+        let rows = client
+            .simple_query(sql)
+            .await
+            .unwrap_or_else(|err| panic!("{sql}: {err:?}"));
         rows.into_iter().find_map(|message| match message {
             tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
             _ => None,
@@ -222,7 +260,10 @@ impl Node {
             if found.as_deref() == Some(wanted) {
                 return;
             }
-            assert!(tokio::time::Instant::now() < until, "{sql} gives {found:?}, not {wanted}");
+            assert!(
+                tokio::time::Instant::now() < until,
+                "{sql} gives {found:?}, not {wanted}"
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

@@ -273,7 +273,7 @@ impl World {
                 self.requests += 1;
                 let id = self.requests;
                 if let Some(agent) = self.nodes[n].agent.as_mut() {
-                    let from_leader = fault.dice % 2 == 0;
+                    let from_leader = fault.dice.is_multiple_of(2);
                     agent.o.wishes.reinitialize = Some(ReinitWish { id, from_leader });
                 }
             }
@@ -351,7 +351,7 @@ impl World {
         }
         self.cut(Plane::Etcd, n, ETCD, 0, begins);
         // Clients that sit on the same side go on writing.
-        if dice % 2 == 0 {
+        if dice.is_multiple_of(2) {
             self.cut(Plane::Client, n, CLIENT, 0, begins);
         }
     }

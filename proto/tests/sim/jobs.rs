@@ -248,7 +248,7 @@ impl World {
             Stage::Halted | Stage::Waiting => {
                 let disk = &self.nodes[n].disk;
                 let shutdown = (disk.state == ControlState::ShutDown)
-                    .then(|| (Timeline(disk.ckpt_tli), Lsn(disk.flush)));
+                    .then_some((Timeline(disk.ckpt_tli), Lsn(disk.flush)));
                 self.end_job(n, JobEnd::Stopped { shutdown });
             }
         }

@@ -8,8 +8,7 @@ use super::story::Tag;
 use super::world::{Ev, World};
 use proto::core::job::Upstream;
 use proto::core::observation::{
-    AppliedConf, ControlData, ControlState, DataDir, LocalPostgres, Process, Receiver, Sql,
-    SqlSample, WalSender,
+    ControlData, ControlState, DataDir, LocalPostgres, Process, Receiver, Sql, SqlSample, WalSender,
 };
 use proto::core::sync::{Form, ParsedNames, parse_names};
 use proto::ids::{Epoch, SystemId};
@@ -844,7 +843,7 @@ impl World {
             .agent
             .as_ref()
             .map(|a| a.applied.clone())
-            .unwrap_or_else(AppliedConf::default);
+            .unwrap_or_default();
         let early = self.mutation == Some(Mutation::ReleaseBeforeEmpty);
         let process = match node.pg.run {
             Run::Gone => Process::Gone,

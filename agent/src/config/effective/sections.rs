@@ -6,8 +6,8 @@ use crate::config::error::ConfigError;
 use crate::config::local::clamp;
 use crate::config::value::{parse_int, python_text, shell_words, split_host_port, truthy};
 use crate::config::{
-    BootstrapConfig, CtlConfig, LogConfig, RestApiConfig, ServerTls, VerifyClient, GuardianConfig, WatchdogConfig,
-    WatchdogMode,
+    BootstrapConfig, CtlConfig, GuardianConfig, LogConfig, RestApiConfig, ServerTls, VerifyClient,
+    WatchdogConfig, WatchdogMode,
 };
 use proto::config::Tags;
 use serde_json::{Map, Value};
@@ -272,7 +272,9 @@ pub(super) fn watchdog(section: &Section<'_>) -> Result<WatchdogConfig, ConfigEr
 
 /// `garden`, our own section.
 pub(super) fn guardian(section: &Section<'_>) -> GuardianConfig {
-    GuardianConfig { pid_namespace: section.flag("pid_namespace") }
+    GuardianConfig {
+        pid_namespace: section.flag("pid_namespace"),
+    }
 }
 
 /// `tags`, as given.
