@@ -137,8 +137,7 @@ fn members_sheet<'r>(
     extended: bool,
 ) -> Sheet {
     let mut columns: Vec<Filled<'r>> = Vec::new();
-    let in_table = matches!(layout, Layout::Topology | Layout::List(Format::Pretty));
-    if !in_table {
+    if !is_table(layout) {
         let scope = cluster.scope.clone();
         columns.push((
             Column::left("Cluster"),
@@ -179,7 +178,26 @@ fn members_sheet<'r>(
         Box::new(|row| position(row.replay)),
     ));
     columns.push((lag("Replay Lag"), Box::new(|row| distance(row.replay))));
-    let optional: [Filled<'r>; 4] = [
+    let says_something =
+        |value: &Value| !matches!(value, Value::Null) && value.as_str() != Some("");
+    for (column, cell) in optional_columns(layout) {
+        if extended || rows.iter().any(|row| says_something(&cell(row))) {
+            columns.push((column, cell));
+        }
+    }
+    Sheet {
+        columns: columns.iter().map(|(column, _)| column.clone()).collect(),
+        rows: rows
+            .iter()
+            .map(|row| columns.iter().map(|(_, cell)| cell(row)).collect())
+            .collect(),
+    }
+}
+
+/// The columns that appear only where some member has a value.
+fn optional_columns<'r>(layout: Layout) -> [Filled<'r>; 4] {
+    let in_table = is_table(layout);
+    [
         (
             Column::left("Pending restart"),
             Box::new(|row| Value::from(if row.pending_restart { "*" } else { "" })),
@@ -193,21 +211,11 @@ fn members_sheet<'r>(
             Box::new(|row| Value::from(row.scheduled_restart.clone())),
         ),
         (Column::left("Tags"), Box::new(move |row| tags(row, layout))),
-    ];
-    let says_something =
-        |value: &Value| !matches!(value, Value::Null) && value.as_str() != Some("");
-    for (column, cell) in optional {
-        if extended || rows.iter().any(|row| says_something(&cell(row))) {
-            columns.push((column, cell));
-        }
-    }
-    Sheet {
-        columns: columns.iter().map(|(column, _)| column.clone()).collect(),
-        rows: rows
-            .iter()
-            .map(|row| columns.iter().map(|(_, cell)| cell(row)).collect())
-            .collect(),
-    }
+    ]
+}
+
+fn is_table(layout: Layout) -> bool {
+    matches!(layout, Layout::Topology | Layout::List(Format::Pretty))
 }
 
 fn indented(row: &MemberRow) -> String {
