@@ -100,7 +100,7 @@ async fn ask(
 
 fn trusting(ca: &std::path::Path) -> ClientTls {
     ClientTls {
-        trust: Trust::Ca(ca.clone()),
+        trust: Trust::Ca(ca.to_path_buf()),
         ..ClientTls::default()
     }
 }
