@@ -10,7 +10,7 @@ use proto::core::job::{Job, Upstream};
 use proto::core::observation::{Process, RunningJob, Sql, Task, TaskResult};
 use proto::core::txns;
 use proto::dcs::txn::TxnOutcome;
-use proto::dcs::{Key, LeaseRecord, Op, Txn};
+use proto::dcs::{Key, LeaseRecord, Op, RecordState, Txn};
 use proto::ids::{Epoch, MemberName};
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -160,6 +160,10 @@ impl Member {
                 .filter(|(claim, _)| claim.epoch == record.epoch);
             let first = earlier.map_or(*sent_at, |(_, at)| at.min(*sent_at));
             self.claimed = Some((record.clone(), first));
+            if record.state == RecordState::Released {
+                // From here on the tenure may end at any moment, so no later agent goes on with it.
+                told("forget", self.guardian.keep(record.session.clone(), Vec::new()));
+            }
         }
         tokio::spawn(async move {
             let outcome = etcd.commit(&txn, COMMIT_LIMIT).await;

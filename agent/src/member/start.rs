@@ -308,7 +308,9 @@ fn assemble(parts: Parts) -> Assembled {
     )));
     let (requests, rest_events) = mpsc::channel(REQUESTS_MAX);
     let (done, done_events) = mpsc::channel(DONE_MAX);
-    let tenure_epoch = Arc::new(AtomicU64::new(0));
+    // A tenure that the agent before us armed goes on under its epoch.
+    let armed = guardian.armed().map_or(0, |armed| armed.epoch.0);
+    let tenure_epoch = Arc::new(AtomicU64::new(armed));
     arm_on_renewal(&etcd, &guardian, &tenure_epoch, &cluster);
     let member = Member {
         observation: Observation::default(),

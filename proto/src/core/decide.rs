@@ -22,6 +22,7 @@ use std::time::Duration;
 /// Decides. Equal inputs give equal outputs; nothing else is read.
 pub fn decide(o: &Observation, memory: &Memory, s: &Settings) -> (Decision, Memory) {
     let mut cx = Cx::new(o, memory, s);
+    cx.m.began.get_or_insert(o.now);
     finish::take_note(&mut cx);
     let reason = judge(&mut cx);
     keep::housekeeping(&mut cx);

@@ -157,6 +157,10 @@ fn start_limit(configured: Duration) -> Duration {
 
 /// Somebody else leads: come back as its standby, on its branch.
 fn rejoin(cx: &mut Cx, leader: &MemberName) -> Reason {
+    if let Some(view) = cx.view() {
+        cx.m.note_locked(cx.o.now, view, leader);
+    }
+    cx.m.last_primary = false;
     if let Some(reason) = follow::reinit_wish(cx, leader) {
         return reason;
     }

@@ -188,6 +188,11 @@ pub fn stand_on_request(race: &Race<'_>, request: &FailoverRecord) -> Verdict {
     } = *race;
     if let Some(candidate) = &request.candidate {
         if candidate == me {
+            // Being a voter does not mean to have everything: a commit may be on any others. Only who
+            // asks for a failover without naming a leader takes that upon himself.
+            if request.is_switchover() && needs_votes(view, config) {
+                return compare(race, Ballot::Requested);
+            }
             return Verdict::Requested;
         }
         if config.pause {

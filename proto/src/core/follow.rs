@@ -16,8 +16,8 @@ use std::time::Duration;
 /// A standby that should stream and does not, for this long, looks at its lineage again.
 const NOT_STREAMING_LIMIT: Duration = Duration::from_secs(5);
 
-/// A lineage older than this is asked for anew.
-const LINEAGE_FRESH: Duration = Duration::from_secs(10);
+/// A lineage older than this is asked for anew: data is thrown away because of what it says.
+const LINEAGE_FRESH: Duration = Duration::from_secs(2);
 
 /// The remote source of a standby cluster.
 pub(super) fn remote(remote: &StandbyCluster) -> Upstream {
@@ -42,7 +42,7 @@ pub(super) fn target(cx: &Cx, leader: &MemberName) -> Upstream {
 
 pub(super) fn decide(cx: &mut Cx, leader: &MemberName) -> Reason {
     if let Some(view) = cx.view() {
-        cx.m.note_locked(view, leader);
+        cx.m.note_locked(cx.o.now, view, leader);
     }
     cx.m.free_since = None;
     cx.m.race_asked = None;
@@ -168,11 +168,7 @@ pub(super) fn on_the_right_branch(cx: &mut Cx, leader: &MemberName) -> Option<Re
     let ready = cx
         .member(leader)
         .is_some_and(|m| m.role.as_deref() == Some("primary"));
-    let lineage =
-        cx.o.lineage.as_ref().filter(|l| {
-            l.leader == *leader && l.is_primary && cx.o.now.since(l.at) < LINEAGE_FRESH
-        });
-    let Some(lineage) = lineage else {
+    let Some(lineage) = lineage(cx, leader) else {
         if ready {
             ask_lineage(cx, leader);
         }
@@ -183,6 +179,18 @@ pub(super) fn on_the_right_branch(cx: &mut Cx, leader: &MemberName) -> Option<Re
         });
     };
     compare(cx, leader, lineage)
+}
+
+/// The leader's lineage as this tenure of its has it. What the same member answered when it led before
+/// is another timeline, against which ours would look diverged.
+fn lineage<'a>(cx: &Cx<'a>, leader: &MemberName) -> Option<&'a Lineage> {
+    let since = cx.m.last_locked.as_ref().map_or(cx.o.now, |last| last.since);
+    cx.o.lineage.as_ref().filter(|l| {
+        l.leader == *leader
+            && l.is_primary
+            && l.at >= since
+            && cx.o.now.since(l.at) < LINEAGE_FRESH
+    })
 }
 
 fn compare(cx: &mut Cx, leader: &MemberName, lineage: &Lineage) -> Option<Reason> {
@@ -271,16 +279,12 @@ fn rewind_or_copy(cx: &mut Cx, leader: &MemberName, why: String) -> Reason {
 /// S7: our copy is thrown away only while another live primary with the same identifier exists; the
 /// job checks the rest.
 fn copy_anew(cx: &mut Cx, leader: &MemberName, source: Upstream, why: String) -> Reason {
-    let lineage =
-        cx.o.lineage
-            .as_ref()
-            .filter(|l| l.leader == *leader && l.is_primary);
     if too_early(cx) {
         return Reason::CheckLineage {
             leader: leader.clone(),
         };
     }
-    let Some(lineage) = lineage else {
+    let Some(lineage) = lineage(cx, leader) else {
         ask_lineage(cx, leader);
         return Reason::CheckLineage {
             leader: leader.clone(),

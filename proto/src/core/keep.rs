@@ -7,7 +7,7 @@ use super::cx::Cx;
 use super::decision::{Action, LogLevel};
 use super::job::Job;
 use super::observation::{DataDir, SqlSample, Task, TaskResult};
-use super::tenure::{self, Lock, Tenure};
+use super::tenure::{self, Lock};
 use super::{history, lag, slots, standing, txns, vote};
 use crate::dcs::{
     Capabilities, Compare, ConfigRecord, FailsafeRecord, Initialize, Key, MemberRecord, Op,
@@ -149,20 +149,12 @@ fn switch_mode(cx: &mut Cx) {
             return;
         }
         cx.write(Task::Lock, txns::go_native(view, &claimant(cx), &session));
-    } else if session_outlasts(cx)
+    } else if let (Some(session), Some(tenure)) = (&cx.o.dcs.session, cx.tenure())
+        && tenure.ends_before(session, cx.s)
         && let Some(txn) = txns::go_compatible(view, cx.s)
     {
         cx.write(Task::Lock, txn);
     }
-}
-
-/// Once `/leader` is the lock, it must not run out before the deadline that the record has earned, even
-/// if we never learn that we have switched.
-fn session_outlasts(cx: &Cx) -> bool {
-    let (Some(session), Some(tenure)) = (&cx.o.dcs.session, cx.tenure()) else {
-        return false;
-    };
-    Tenure::compatible(session, tenure.epoch).deadline >= tenure.deadline
 }
 
 /// `dcs-layout.md` 3.3: the owner restores the identifier after a wipe.

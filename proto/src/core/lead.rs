@@ -27,6 +27,9 @@ pub(super) const ASK_LIMIT: Duration = Duration::from_millis(300);
 /// Answers older than this are asked for anew.
 pub(super) const ANSWERS_FRESH: Duration = Duration::from_millis(1500);
 
+/// How long a member whose promotions fail leaves the lock to others.
+const STEP_ASIDE: Duration = Duration::from_secs(10);
+
 /// The guardian confirms within a millisecond or not at all.
 const ARM_AGAIN: Duration = Duration::from_millis(20);
 
@@ -69,14 +72,10 @@ pub(super) fn inherit(cx: &mut Cx) -> Reason {
 
 /// Whether the guardian has confirmed the deadline of this tenure; orders it if not (S2).
 pub(super) fn armed(cx: &mut Cx, tenure: &Tenure) -> bool {
-    // The keeper renews a compatible lease as epoch zero. Its word is better than ours: it has had the
-    // keepalive confirmed by a commit.
-    let compatible = !leave::native(cx);
-    let counts = |epoch| epoch == tenure.epoch || (compatible && epoch == Epoch(0));
     let confirmed =
         cx.o.guardian
             .armed
-            .is_some_and(|armed| counts(armed.epoch) && armed.deadline > cx.o.now);
+            .is_some_and(|armed| armed.epoch == tenure.epoch && armed.deadline > cx.o.now);
     if !confirmed {
         order_arm(cx, tenure.epoch, tenure.deadline);
     }
@@ -98,7 +97,7 @@ fn order_arm(cx: &mut Cx, epoch: Epoch, deadline: MonoTime) {
 pub(super) fn decide(cx: &mut Cx, tenure: Tenure) -> Reason {
     if let Some(view) = cx.view() {
         let me = cx.s.me.clone();
-        cx.m.note_locked(view, &me);
+        cx.m.note_locked(cx.o.now, view, &me);
     }
     cx.m.free_since = None;
     cx.m.race_backoff_since = None;
@@ -208,6 +207,9 @@ fn promote(cx: &mut Cx, tenure: Tenure, armed: bool) -> Reason {
         return leave::begin(cx, None, Reason::ReleasedForPrePromote { why });
     }
     if cx.m.failed_starts >= 3 {
+        // Others may try; we do not take the lock back at once only to fail again (L10).
+        cx.m.not_leading_before = Some(cx.o.now + STEP_ASIDE);
+        cx.m.failed_starts = 0;
         return leave::begin(cx, None, Reason::ReleasedForStart);
     }
     if let Some(at) = cx.m.start_not_before.filter(|at| cx.o.now < *at) {

@@ -91,6 +91,8 @@ pub struct Memory {
     pub callback_called: bool,
     /// Reason of the last decision that was logged, to tell changes from repeats.
     pub last_rule: String,
+    /// When this agent took its first decision.
+    pub began: Option<MonoTime>,
     /// As far as we know nobody has led since our own PostgreSQL was the primary.
     pub last_primary: bool,
     /// When the guardian was last told a deadline by a decision.
@@ -104,6 +106,8 @@ pub struct Memory {
 pub struct LastLocked {
     /// Who.
     pub leader: Option<MemberName>,
+    /// Since when, in our eyes.
+    pub since: MonoTime,
     /// Name and REST URL of everybody.
     pub members: BTreeMap<MemberName, String>,
 }
@@ -136,7 +140,12 @@ pub struct Handover {
 
 impl Memory {
     /// Remembers the members of a locked view.
-    pub fn note_locked(&mut self, view: &ClusterView, leader: &MemberName) {
+    pub fn note_locked(&mut self, now: MonoTime, view: &ClusterView, leader: &MemberName) {
+        let since = self
+            .last_locked
+            .as_ref()
+            .filter(|last| last.leader.as_ref() == Some(leader))
+            .map_or(now, |last| last.since);
         let members = view
             .members
             .iter()
@@ -144,6 +153,7 @@ impl Memory {
             .collect();
         self.last_locked = Some(LastLocked {
             leader: Some(leader.clone()),
+            since,
             members,
         });
     }

@@ -37,8 +37,9 @@ pub(super) fn decide(cx: &mut Cx) -> Reason {
     if !sample.in_recovery {
         return primary(cx, sample);
     }
-    if cx.m.not_leading_before.is_some_and(|at| cx.o.now < at) {
-        return not_allowed(cx, "pre_promote failed lately");
+    if let Some(at) = cx.m.not_leading_before.filter(|at| cx.o.now < *at) {
+        cx.wake(at);
+        return not_allowed(cx, "the promotion failed lately");
     }
     if cx.paused() {
         return paused(cx);
@@ -49,11 +50,10 @@ pub(super) fn decide(cx: &mut Cx) -> Reason {
     if cx.o.watchdog_failed || !cx.o.guardian.fit {
         return not_allowed(cx, "watchdog or guardian cannot be used");
     }
-    if cx.o.failsafe_caller.as_ref().is_some_and(|c| {
-        cx.s.cluster.failsafe_mode && cx.o.now.since(c.at) < cx.s.cluster.timing.ttl()
-    }) {
-        // S20: we have promised that primary not to lead.
-        return not_allowed(cx, "a primary without etcd was promised time");
+    if cx.s.cluster.failsafe_mode
+        && let Some(reason) = promised_time(cx)
+    {
+        return reason;
     }
     if let Some(reason) = unknown_cluster(cx) {
         return reason;
@@ -69,6 +69,21 @@ fn not_allowed(cx: &mut Cx, why: &str) -> Reason {
     Reason::NotAllowed {
         why: why.to_owned(),
     }
+}
+
+/// S20: a primary without etcd goes on because we have promised it not to lead. An agent that was
+/// restarted does not know what the one before it has promised, unless PostgreSQL was the primary itself
+/// then.
+fn promised_time(cx: &mut Cx) -> Option<Reason> {
+    let ttl = cx.s.cluster.timing.ttl();
+    let asked = cx.o.failsafe_caller.as_ref().map(|caller| caller.at);
+    let unknown = cx.m.began.filter(|_| !cx.m.last_primary);
+    let until = asked.max(unknown)? + ttl;
+    if cx.o.now >= until {
+        return None;
+    }
+    cx.wake(until);
+    Some(not_allowed(cx, "a primary without etcd was promised time"))
 }
 
 /// S23: etcd was wiped or replaced, and knows nothing of this cluster. Who may lead without losing

@@ -85,6 +85,14 @@ impl Tenure {
         Self::new(held.epoch, held.sent_at, held.length)
     }
 
+    /// Whether the last process is fenced before etcd can end this session, clocks running apart by 1000
+    /// ppm each: so `/leader` on the session may replace the record as the lock, even if we never learn
+    /// that it has.
+    pub fn ends_before(&self, session: &Session, s: &Settings) -> bool {
+        let fenced = self.deadline + Duration::from_millis(s.cluster.native.fence_ms);
+        fenced + session.ttl / 500 < session.sent_at + session.ttl
+    }
+
     /// Moves the deadline on while every member has promised to wait (S20).
     fn extended(self, until: Option<MonoTime>) -> Self {
         match until {

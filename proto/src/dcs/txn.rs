@@ -6,7 +6,7 @@ use crate::ids::{LeaseId, Revision};
 use serde::{Deserialize, Serialize};
 
 /// A condition that etcd checks at the moment of the commit.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Compare {
     /// The key does not exist (`create_revision == 0`).
     Absent(Key),
@@ -21,7 +21,7 @@ pub enum Compare {
 }
 
 /// Which etcd lease a written key hangs on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum LeaseRef {
     /// None: the key stays until somebody deletes it.
     None,
@@ -32,7 +32,7 @@ pub enum LeaseRef {
 }
 
 /// One write.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Op {
     /// Sets a key.
     Put {
@@ -75,7 +75,7 @@ impl Op {
 }
 
 /// All compares must hold; then all writes happen at one revision, else none does.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Txn {
     /// The conditions.
     pub when: Vec<Compare>,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// One key as etcd stores it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Entry {
     /// The value; bytes that are not UTF-8 were replaced, which no parser will take for valid.
     pub value: String,
@@ -21,7 +21,7 @@ pub struct Entry {
 }
 
 /// Everything below the cluster's prefix at one revision: a range read plus all events since.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Snapshot {
     /// The etcd cluster that answered. Another number means another world (S23).
     pub cluster_id: u64,

@@ -23,6 +23,8 @@ pub struct Checks {
     pub lease_broken: bool,
     /// Until when a pause and its end excuse what the leases would forbid.
     pub paused_until: T,
+    /// A promotion by hand took the number of another: nothing can tell the two timelines apart.
+    pub twins: bool,
     /// Servers that somebody promoted by hand.
     pub by_hand: BTreeMap<usize, T>,
     /// Systems that were put into `/initialize`.

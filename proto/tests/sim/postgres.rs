@@ -506,6 +506,7 @@ impl World {
         if !self.holds(theirs.0, theirs.1, (branch, replay)) {
             if same_number && branch != theirs.0 && replay <= theirs.1 {
                 self.cover("same-number-refused");
+                self.checks.twins |= !self.checks.by_hand.is_empty();
             }
             return;
         }
@@ -681,14 +682,25 @@ impl World {
         for id in ids {
             let wait = self.rng.u64(0..limit);
             let names = names.clone();
-            self.after(wait, Ev::NamesSeen { id, names });
+            self.after(
+                wait,
+                Ev::NamesSeen {
+                    id,
+                    names,
+                    names_gen,
+                },
+            );
         }
         let wait = self.rng.u64(0..limit);
         self.after(wait, Ev::Defined { n, life, names_gen });
     }
 
-    pub fn names_seen(&mut self, id: u32, names: Rc<str>) {
-        if let Some(conn) = self.conns.get_mut(&id) {
+    pub fn names_seen(&mut self, id: u32, names: Rc<str>, names_gen: u32) {
+        // Whoever reads the file late reads what it says then.
+        let newest = |w: &Self, n: usize| w.nodes[n].pg.names_gen == names_gen;
+        if self.conns.get(&id).is_some_and(|c| newest(self, c.primary))
+            && let Some(conn) = self.conns.get_mut(&id)
+        {
             conn.names = names;
             self.release(id);
         }

@@ -157,6 +157,7 @@ pub enum Ev {
     NamesSeen {
         id: u32,
         names: Rc<str>,
+        names_gen: u32,
     },
     Defined {
         n: usize,
@@ -631,7 +632,11 @@ impl World {
             Ev::Pg { n, life, step } => self.pg_step(n, life, step),
             Ev::Wal { id, branch, lsn } => self.wal_arrived(id, branch, lsn),
             Ev::Ack { id, lsn } => self.acked(id, lsn),
-            Ev::NamesSeen { id, names } => self.names_seen(id, names),
+            Ev::NamesSeen {
+                id,
+                names,
+                names_gen,
+            } => self.names_seen(id, names, names_gen),
             Ev::Defined { n, life, names_gen } => self.names_defined(n, life, names_gen),
             Ev::ConnTimeout { id, since, standby } => self.conn_timeout(id, since, standby),
             Ev::Deadline { n, guard } => self.deadline(n, guard),
