@@ -162,7 +162,10 @@ impl Member {
             self.claimed = Some((record.clone(), first));
             if record.state == RecordState::Released {
                 // From here on the tenure may end at any moment, so no later agent goes on with it.
-                told("forget", self.guardian.keep(record.session.clone(), Vec::new()));
+                told(
+                    "forget",
+                    self.guardian.keep(record.session.clone(), Vec::new()),
+                );
             }
         }
         tokio::spawn(async move {

@@ -184,12 +184,12 @@ pub(super) fn on_the_right_branch(cx: &mut Cx, leader: &MemberName) -> Option<Re
 /// The leader's lineage as this tenure of its has it. What the same member answered when it led before
 /// is another timeline, against which ours would look diverged.
 fn lineage<'a>(cx: &Cx<'a>, leader: &MemberName) -> Option<&'a Lineage> {
-    let since = cx.m.last_locked.as_ref().map_or(cx.o.now, |last| last.since);
+    let since =
+        cx.m.last_locked
+            .as_ref()
+            .map_or(cx.o.now, |last| last.since);
     cx.o.lineage.as_ref().filter(|l| {
-        l.leader == *leader
-            && l.is_primary
-            && l.at >= since
-            && cx.o.now.since(l.at) < LINEAGE_FRESH
+        l.leader == *leader && l.is_primary && l.at >= since && cx.o.now.since(l.at) < LINEAGE_FRESH
     })
 }
 
