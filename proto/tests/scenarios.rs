@@ -219,3 +219,64 @@ fn two_promotions_never_make_the_same_timeline() {
     story(two.clone(), &[first, second]);
     story(two, &swapped);
 }
+
+/// Who is named in /sync under quorum commit may lack what others have acknowledged; the candidate of a
+/// switchover took the lock of a dead leader without asking them.
+#[test]
+fn the_candidate_of_a_switchover_needs_votes_when_the_leader_is_gone() {
+    let quorum = Shape {
+        sync: "quorum",
+        start_timeout: 0,
+        ..shape()
+    };
+    for other in [0, 1, 2] {
+        let behind = Fault {
+            other,
+            ..on_primary(Kind::CutPg, SEC, 4 * SEC)
+        };
+        let asked = Fault {
+            other,
+            ..on_primary(Kind::SwitchoverTo, 3_100 * MS, SEC)
+        };
+        let gone = on_primary(Kind::Isolate, 3_100 * MS + 1, 8 * SEC);
+        story(quorum.clone(), &[behind, asked, gone]);
+    }
+}
+
+/// A member that had promised a primary without etcd not to lead forgot it when its agent was restarted.
+#[test]
+fn a_restarted_agent_keeps_out_of_the_race_while_it_may_have_promised_failsafe_time() {
+    let failsafe = Shape {
+        failsafe: true,
+        sync: "quorum",
+        ..shape()
+    };
+    let unseen = on_primary(Kind::CutEtcd, SEC, 6 * SEC);
+    for node in [0, 1, 2] {
+        let restart = on(node, Kind::AgentCrash, 4 * SEC, 200 * MS);
+        let frozen = on_primary(Kind::NodeFreeze, 5 * SEC, 9 * SEC);
+        story(failsafe.clone(), &[unseen.clone(), restart, frozen]);
+    }
+}
+
+/// It took the lock and gave it back a hundred times a second, an epoch each time.
+#[test]
+fn a_member_whose_promotions_fail_steps_aside() {
+    let fails = Fault {
+        dice: 2,
+        ..on(0, Kind::JobFails, SEC, SEC)
+    };
+    let more = Fault {
+        dice: 2,
+        ..on(0, Kind::JobFails, SEC, SEC)
+    };
+    let crash = on(0, Kind::PgCrash, SEC + 1, SEC);
+    story(
+        Shape {
+            nodes: 1,
+            start_timeout: 0,
+            ..shape()
+        },
+        &[fails, more, crash],
+    );
+}

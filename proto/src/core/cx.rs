@@ -107,10 +107,14 @@ impl<'a> Cx<'a> {
         self.o.outcomes.get(&task)
     }
 
-    /// Whether short work of this kind may be ordered: none is under way, and the last one did not
-    /// fail just now.
+    /// Whether short work of this kind may be ordered: none is under way or ordered already, and the
+    /// last one did not fail just now.
     pub fn may(&mut self, task: Task) -> bool {
-        if self.o.in_flight.contains(&task) {
+        let ordered = self
+            .actions
+            .iter()
+            .any(|action| action.task() == Some(task));
+        if ordered || self.o.in_flight.contains(&task) {
             return false;
         }
         let failed = |outcome: &Outcome| {

@@ -139,6 +139,34 @@ pub enum Action {
     },
 }
 
+impl Action {
+    /// The short work that the order begins; nothing else of its kind may be ordered before it ends.
+    pub fn task(&self) -> Option<Task> {
+        match self {
+            Self::Write { task, .. } => Some(*task),
+            Self::Configure(_) => Some(Task::Configure),
+            Self::Checkpoint => Some(Task::Checkpoint),
+            Self::Slots(_) => Some(Task::Slots),
+            Self::AskPeers { .. } => Some(Task::Peers),
+            Self::AskLineage { .. } => Some(Task::Lineage),
+            Self::AskFailsafe { .. } => Some(Task::AskFailsafe),
+            Self::Promise(_) | Self::Withdraw(_) => Some(Task::Fence),
+            Self::Hold(_)
+            | Self::Start(_)
+            | Self::Cancel(_)
+            | Self::Arm { .. }
+            | Self::Disarm
+            | Self::Fence
+            | Self::NoteWalEpoch(_)
+            | Self::ResumeReplay
+            | Self::Callback { .. }
+            | Self::Answer { .. }
+            | Self::Log { .. }
+            | Self::Exit { .. } => None,
+        }
+    }
+}
+
 /// Severity of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum LogLevel {

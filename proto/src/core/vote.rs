@@ -46,6 +46,8 @@ pub struct Suspicion {
     pub promised_at: Option<MonoTime>,
     /// When the leader's PostgreSQL was asked.
     pub sql_asked: Option<MonoTime>,
+    /// When the leader was last found alive after all.
+    pub found_alive: Option<MonoTime>,
     /// Since when enough promises have been there.
     pub quorum_since: Option<MonoTime>,
 }
@@ -178,6 +180,11 @@ fn suspect(
         cx.wake(seen.since + limit);
         return None;
     }
+    let again = cx.m.suspicion.found_alive.map(|at| at + ASK_LIMIT);
+    if let Some(again) = again.filter(|again| cx.o.now < *again) {
+        cx.wake(again);
+        return None;
+    }
     let since = *cx.m.suspicion.since.get_or_insert(cx.o.now);
     cx.probe(Duration::from_millis(100));
     let url = cx.member(leader).and_then(|m| m.api_url.clone())?;
@@ -201,8 +208,11 @@ fn suspect(
             .get(leader)
             .is_some_and(|answer| answer.status.is_some());
     if agent || sql {
-        // Alive; looked at again from the start.
-        cx.m.suspicion = Suspicion::default();
+        // Alive; looked at again from the start, in a while: every answer wakes us.
+        cx.m.suspicion = Suspicion {
+            found_alive: Some(cx.o.now),
+            ..Suspicion::default()
+        };
         cx.wake_in(ASK_LIMIT);
         return None;
     }

@@ -292,6 +292,11 @@ impl World {
 
     fn order(&mut self, n: usize, action: Action) {
         self.tell_order(n, &action);
+        if let Some(task) = action.task()
+            && self.agent(n).o.in_flight.contains(&task)
+        {
+            self.fail(format!("busy: n{n} orders {task:?} while it is under way"));
+        }
         let few = self.rng.u64(5..40) * MS;
         match action {
             Action::Write { task, txn } => self.commit(n, task, txn),
