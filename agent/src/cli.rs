@@ -1,4 +1,4 @@
-//! The command line of `garden-agent`, which is Patroni's plus two subcommands.
+//! The command line of `garden-agent`, which is Patroni's plus a few subcommands.
 //!
 //! ```text
 //! garden-agent [CONFIG]                                      run the agent
@@ -7,15 +7,18 @@
 //! garden-agent --generate-config [--dsn DSN] [FILE]          write the configuration of a server
 //! garden-agent guardian …                                    the postmaster's parent (internal)
 //! garden-agent replay FILE                                   a recorded moment, decided again
+//! garden-agent --print-schema                                a JSON schema of the file, for editors
+//! garden-agent completion SHELL, garden-agent man DIR        for the shell, for man
 //! ```
 
-use clap::{Args, Parser, Subcommand};
+use crate::manual::{Completion, Man};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// The release of Patroni whose behaviour this is compatible with; also the version published in the
 /// member key, since other members read it (`dcs-layout.md` 13).
-pub const PATRONI_VERSION: &str = "4.1.4";
+pub const PATRONI_VERSION: &str = "4.1.5";
 
 /// Our own version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -49,6 +52,12 @@ pub enum Invocation {
         /// libpq connection string or URL.
         dsn: Option<String>,
     },
+    /// Print the JSON schema of the configuration and exit.
+    PrintSchema,
+    /// Print the completion of a shell and exit.
+    Completion(clap_complete::Shell),
+    /// Write man pages and exit.
+    Man(PathBuf),
     /// Print this line and exit.
     Version(String),
     /// Be the guardian; the arguments are the guardian's own.
@@ -86,7 +95,7 @@ struct Arguments {
     /// With --validate-config: ports in "listen" settings may be in use
     #[arg(short, long, requires = "validate_config")]
     ignore_listen_port: bool,
-    /// With --validate-config: print the merged configuration, passwords included
+    /// With --validate-config: print the merged configuration, without passwords
     #[arg(short, long, requires = "validate_config")]
     print: bool,
     /// Write an example configuration
@@ -95,6 +104,9 @@ struct Arguments {
     /// Write the configuration of a running PostgreSQL
     #[arg(long, group = "mode")]
     generate_config: bool,
+    /// Print a JSON schema of the configuration, for editors
+    #[arg(long, group = "mode")]
+    print_schema: bool,
     /// With --generate-config: how to connect; otherwise libpq's defaults and PG* variables
     #[arg(long, requires = "generate_config")]
     dsn: Option<String>,
@@ -113,6 +125,15 @@ enum Command {
         /// A journal entry, as JSON
         file: PathBuf,
     },
+    /// Print the completion script of a shell
+    Completion(Completion),
+    /// Write man pages into a directory
+    Man(Man),
+}
+
+/// The definition of the command line.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// What the command line means, or what clap wants to print (the help included).
@@ -123,6 +144,8 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
     match command {
         Some(Command::Guardian { arguments }) => return Ok(Invocation::Guardian(arguments)),
         Some(Command::Replay { file }) => return Ok(Invocation::Replay(file)),
+        Some(Command::Completion(args)) => return Ok(Invocation::Completion(args.shell)),
+        Some(Command::Man(args)) => return Ok(Invocation::Man(args.directory)),
         None => {}
     }
     if arguments.version {
@@ -140,6 +163,8 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
         }
     } else if arguments.generate_sample_config {
         Invocation::GenerateSample { output: config }
+    } else if arguments.print_schema {
+        Invocation::PrintSchema
     } else if arguments.generate_config {
         Invocation::Generate {
             output: config,
@@ -208,6 +233,17 @@ mod tests {
     }
 
     #[test]
+    fn helpers_for_people_are_told_apart_from_a_run() {
+        assert_eq!(parsed("g --print-schema"), Ok(Invocation::PrintSchema));
+        assert_eq!(
+            parsed("g completion zsh"),
+            Ok(Invocation::Completion(clap_complete::Shell::Zsh))
+        );
+        assert_eq!(parsed("g man x"), Ok(Invocation::Man(PathBuf::from("x"))));
+        assert!(parsed("g --print-schema --validate-config").is_err());
+    }
+
+    #[test]
     fn switches_that_exclude_each_other_are_refused() {
         for line in [
             "g --validate-config --generate-config",
@@ -240,10 +276,10 @@ mod tests {
             Ok(Invocation::Version(text)) => text,
             other => panic!("{other:?}"),
         };
-        assert_eq!(version("/usr/bin/patroni --version"), "patroni 4.1.4");
+        assert_eq!(version("/usr/bin/patroni --version"), "patroni 4.1.5");
         let ours = version("garden-agent --version");
         assert!(
-            ours.starts_with("garden-agent ") && ours.contains("Patroni 4.1.4"),
+            ours.starts_with("garden-agent ") && ours.contains("Patroni 4.1.5"),
             "{ours}"
         );
     }

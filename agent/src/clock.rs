@@ -12,6 +12,15 @@ pub fn now() -> MonoTime {
     MonoTime::default() + Duration::from(spec)
 }
 
+/// The same on the clock that no time synchronisation slews, which misses suspend. Only differences of it
+/// mean anything.
+pub fn raw() -> MonoTime {
+    // CLOCK_MONOTONIC_RAW exists since Linux 2.6.28.
+    let spec =
+        clock_gettime(ClockId::CLOCK_MONOTONIC_RAW).expect("the kernel has CLOCK_MONOTONIC_RAW");
+    MonoTime::default() + Duration::from(spec)
+}
+
 /// Now for schedules and people.
 pub fn wall() -> WallTime {
     let since = SystemTime::now()

@@ -27,6 +27,7 @@ pub mod ctl;
 pub mod exit;
 pub mod http;
 pub mod journal;
+pub mod manual;
 pub mod run;
 pub mod systemd;
 pub mod telemetry;

@@ -174,6 +174,9 @@ impl Peers {
     }
 }
 
+/// The header of `GET /patroni` that says how old the positions in it are, in milliseconds.
+pub const POSITION_AGE: &str = "garden-position-age-ms";
+
 async fn ask_failsafe(
     client: &HttpClient,
     api_url: &str,
@@ -213,7 +216,14 @@ fn parse_status(response: &HttpResponse) -> PeerStatus {
             ..PeerStatus::default()
         };
     };
-    peer_status(&doc)
+    let age = response
+        .headers
+        .get(POSITION_AGE)
+        .and_then(|value| value.to_str().ok()?.parse().ok());
+    PeerStatus {
+        age: age.map(Duration::from_millis).unwrap_or_default(),
+        ..peer_status(&doc)
+    }
 }
 
 /// Reads a status document as a candidate does. Without `xlog` only the agent answered.
@@ -258,5 +268,6 @@ pub fn peer_status(doc: &Map<String, Value>) -> PeerStatus {
         watchdog_failed,
         streaming: doc.get("replication_state").and_then(Value::as_str) == Some("streaming"),
         agent_only: false,
+        age: Duration::ZERO,
     }
 }

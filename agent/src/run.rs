@@ -5,7 +5,9 @@ use crate::config::{self, Loader, env};
 use crate::exit::Exit;
 use crate::guardian::supervise;
 use crate::journal::{self, Replayed};
+use crate::manual;
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -31,6 +33,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             println!("{line}");
             Exit::Success.into()
         }
+        Invocation::PrintSchema => printed(schema()),
+        Invocation::Completion(shell) => printed(manual::complete(cli::command(), shell)),
+        Invocation::Man(directory) => printed(manual::pages(cli::command(), &directory)),
         // A container's first process has to reap and to pass signals on; the agent runs below it.
         Invocation::Run { .. } if supervise::is_first_process() => {
             ExitCode::from(supervise::run(arguments.get(1..).unwrap_or_default()))
@@ -62,6 +67,19 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn failure(err: &dyn std::error::Error) -> ExitCode {
     eprintln!("{}", crate::guardian::note::chain(err));
     Exit::Failure.into()
+}
+
+fn printed(outcome: std::io::Result<()>) -> ExitCode {
+    match outcome {
+        Ok(()) => Exit::Success.into(),
+        Err(err) => failure(&err),
+    }
+}
+
+/// Prints the JSON schema of the configuration.
+fn schema() -> std::io::Result<()> {
+    let text = serde_json::to_string_pretty(&config::schema::schema())?;
+    writeln!(std::io::stdout().lock(), "{text}")
 }
 
 fn agent(path: Option<&Path>) -> ExitCode {

@@ -1,7 +1,7 @@
 //! The same cluster data and the same answers of agents, shown by gardenctl and by a released
 //! `patronictl`: standard output, exit code, error lines, requests, and what stands in etcd afterwards
-//! must be equal. `GARDEN_PATRONICTL` names the program; without it, and without one in `PATH`, there is
-//! nothing to compare with and a line says so.
+//! must be equal. `GARDEN_PATRONICTL_BIN` names the program; without it, and without one in `PATH`, there is
+//! nothing to compare with and a line says so. `./deploy/test` installs it and sets the variable.
 
 mod ctl_support;
 
@@ -11,8 +11,8 @@ use std::path::PathBuf;
 
 /// The other program.
 fn patronictl() -> Option<String> {
-    let found = std::env::var("GARDEN_PATRONICTL")
-        .ok()
+    let found = std::env::var_os("GARDEN_PATRONICTL_BIN")
+        .filter(|path| !path.is_empty())
         .map(PathBuf::from)
         .or_else(|| {
             let path = std::env::var_os("PATH")?;
@@ -21,7 +21,7 @@ fn patronictl() -> Option<String> {
                 .find(|p| p.is_file())
         });
     if found.is_none() {
-        println!("skipped: no patronictl in PATH, and GARDEN_PATRONICTL is not set");
+        println!("skipped: no patronictl in PATH, and GARDEN_PATRONICTL_BIN is not set");
     }
     found.map(|path| path.display().to_string())
 }

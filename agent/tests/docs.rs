@@ -5,6 +5,7 @@ mod rest_support;
 
 use garden_agent::clock;
 use garden_agent::exit::Exit;
+use garden_agent::manual;
 use proto::core::reason::Reason;
 use rest_support::{FakeEtcd, leader};
 use std::collections::{BTreeMap, BTreeSet};
@@ -92,6 +93,40 @@ fn exit_codes_are_those_of_the_code() {
         writeln!(table, "| {} | {meaning} |", exit.code()).expect("text");
     }
     generated("exit-codes.md", "exit-codes", &table);
+}
+
+#[test]
+fn keys_are_those_of_the_code() {
+    let mut table = String::from("| key | default | |\n|---|---|---|\n");
+    for described in garden_agent::config::keys::all() {
+        let key = described.key;
+        let default = match key.default {
+            "" => String::new(),
+            "required" => String::from("required"),
+            text => format!("`{text}`"),
+        };
+        writeln!(
+            table,
+            "| `{}` | {default} | {} |",
+            described.path, key.meaning
+        )
+        .expect("text");
+    }
+    generated("configuration.md", "keys", &table);
+}
+
+#[test]
+fn options_are_those_of_the_code() {
+    generated(
+        "gardenctl.md",
+        "gardenctl",
+        &manual::markdown(garden_agent::ctl::command()),
+    );
+    generated(
+        "gardenctl.md",
+        "garden-agent",
+        &manual::markdown(garden_agent::cli::command()),
+    );
 }
 
 /// Files below `dir` with this extension.

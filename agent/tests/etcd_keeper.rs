@@ -234,8 +234,20 @@ async fn leader_earns_deadlines_only_while_its_key_is_on_its_lease() {
     })
     .await;
     agent.forget_renewals();
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    stays_quiet(&mut agent.events, Duration::from_secs(1), |event| {
+        self::session(event).is_some()
+    })
+    .await;
     assert!(agent.renewals.try_recv().is_err());
+    agent.etcd.keeper().set(LeaseGoal::Session { ttl: TTL });
+    let lost = wait_for(&mut agent.events, "lost session", |event| match event {
+        EtcdEvent::Lease(LeaseEvent::SessionLost(id)) => Some(*id),
+        EtcdEvent::Lease(LeaseEvent::Session(session)) => panic!("{session:?} counts"),
+        _ => None,
+    })
+    .await;
+    assert_eq!(lost, session.id);
+    assert_ne!(agent.session().await.id, session.id);
 }
 
 #[tokio::test]

@@ -340,6 +340,26 @@ fn adopts_a_postmaster_that_others_started() {
     });
 }
 
+/// A member is handed back to Patroni with its PostgreSQL running: the guardian stays as the parent of
+/// that server. When Patroni restarts it, the new server is somebody else's, and none of the orphans.
+#[test]
+fn the_next_server_of_another_agent_is_let_alone_after_ours_has_gone() {
+    as_postgres("the_next_server_of_another_agent", || {
+        let cluster = Cluster::new("handed-over", 27031);
+        let agent = cluster.agent();
+        let first = cluster.start(&agent);
+        drop(agent);
+        cluster.stop_by_hand("fast");
+        cluster.wait_reaped(first);
+        let second = cluster.start_by_hand();
+        // Twice as long as the guardian waits for the log writer of the first before it ends it.
+        std::thread::sleep(Duration::from_millis(500));
+        assert_eq!(cluster.pid_in_file(), second);
+        assert!(cluster.alive() > 0, "the second server runs");
+        cluster.stop_by_hand("fast");
+    });
+}
+
 #[test]
 fn a_first_guardian_ends_what_a_dead_postmaster_left() {
     as_postgres("a_first_guardian_ends_what_a_dead_postmaster_left", || {

@@ -25,6 +25,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 /// PostgreSQL refuses to run as root, and files that it reads must be its own. Under root the test runs
 /// itself again as the user `postgres`; `true` means that this has been done.
@@ -546,18 +547,26 @@ async fn check_slots(primary: &Node, state: &mut ProbeState) {
     assert!(end > sample.flush_lsn);
     let plan = SlotPlan {
         advance: vec![("p".into(), end)],
-        advance_logical: vec![("l".into(), "postgres".into(), end)],
         ..SlotPlan::default()
     };
-    assert_eq!(
-        slots::carry_out(&primary.ctx, &plan).await,
-        Vec::<String>::new()
+    for time in ["once", "twice"] {
+        let problems = slots::carry_out(&primary.ctx, &plan).await;
+        assert_eq!(problems, Vec::<String>::new(), "{time}");
+    }
+    let copies = [("l".to_owned(), "postgres".to_owned(), end)];
+    let stopped = CancellationToken::new();
+    stopped.cancel();
+    slots::advance_copies(&primary.ctx, &copies, &stopped).await;
+    let before = primary.until(state, answer).await;
+    let confirmed = |sample: &SqlSample| {
+        let slot = sample.slots.iter().find(|slot| slot.name == "l");
+        slot.expect("exists").confirmed_flush_lsn
+    };
+    assert!(
+        confirmed(&before) < end,
+        "whoever is told to stop begins nothing"
     );
-    assert_eq!(
-        slots::carry_out(&primary.ctx, &plan).await,
-        Vec::<String>::new(),
-        "twice"
-    );
+    slots::advance_copies(&primary.ctx, &copies, &CancellationToken::new()).await;
     let sample = primary.until(state, answer).await;
     let slot = |name: &str| {
         sample
@@ -582,7 +591,7 @@ async fn check_slots(primary: &Node, state: &mut ProbeState) {
     assert_eq!(sample.slots.len(), 1, "{:?}", sample.slots);
 }
 
-/// A logical slot of the leader exists on the standby after a copy and a restart.
+/// A logical slot of the leader exists on the standby after a copy and a restart, and is moved on there.
 async fn check_slot_copy(
     primary: &Node,
     standby: &mut Node,
@@ -619,6 +628,27 @@ async fn check_slot_copy(
         copied.logical && copied.confirmed_flush_lsn > Lsn::NONE && !copied.lost,
         "{copied:?}"
     );
+    assert_eq!(copied.confirmed_flush_lsn, files[0].confirmed);
+    let client = connect::superuser(&primary.ctx).await.expect("connect");
+    let sql = "CREATE TABLE moved AS SELECT generate_series(1,1000)";
+    client.batch_execute(sql).await.expect("write");
+    let end = primary
+        .until(&mut ProbeState::default(), answer)
+        .await
+        .flush_lsn;
+    standby
+        .until(state, |seen| {
+            answer(seen).filter(|sample| sample.replay_lsn >= end)
+        })
+        .await;
+    let copies = [("copied".to_owned(), "postgres".to_owned(), end)];
+    slots::advance_copies(&standby.ctx, &copies, &CancellationToken::new()).await;
+    let moved = standby
+        .until(state, |seen| {
+            answer(seen)?.slots.into_iter().find(|s| s.name == "copied")
+        })
+        .await;
+    assert_eq!(moved.confirmed_flush_lsn, end);
 }
 
 /// A promise not to follow stops the receiver with a reload, and only recovery settings of ours are in

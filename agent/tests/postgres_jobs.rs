@@ -5,16 +5,14 @@ mod postgres;
 
 use garden_agent::postgres::pgdata::{self, DurableState, FoundState};
 use garden_agent::postgres::{PgEvent, lineage};
-use postgres::{Node, as_postgres, sql_of};
+use postgres::{Node, TIMEOUT, as_postgres, clone_of, primary, sql_of};
 use proto::core::decision::WantedConf;
 use proto::core::job::{Failure, Job, JobEnd, StopMode, StopReason, Upstream};
 use proto::core::observation::{DataDir, Process, Task, TaskResult};
-use proto::ids::Epoch;
+use proto::ids::{Epoch, SystemId};
 use proto::wal::{Lsn, Timeline};
 use std::path::Path;
 use std::time::{Duration, Instant};
-
-const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn stop(mode: StopMode) -> Job {
     Job::Stop {
@@ -22,14 +20,6 @@ fn stop(mode: StopMode) -> Job {
         checkpoint_first: true,
         timeout: Some(TIMEOUT),
         why: StopReason::Shutdown,
-    }
-}
-
-fn clone_of(source: &Node) -> Job {
-    Job::Clone {
-        source: Some(source.upstream()),
-        follow: source.upstream(),
-        basebackup_only: false,
     }
 }
 
@@ -52,12 +42,6 @@ fn why(end: &JobEnd) -> String {
     }
 }
 
-async fn primary(name: &'static str, port: u16) -> Node {
-    let mut node = Node::new(name, port, "");
-    assert_eq!(node.job(Job::Bootstrap).await, JobEnd::Done);
-    node
-}
-
 async fn standby(name: &'static str, port: u16, source: &Node) -> Node {
     let mut node = Node::new(name, port, "");
     assert_eq!(node.job(clone_of(source)).await, JobEnd::Done);
@@ -70,7 +54,7 @@ fn a_bootstrapped_cluster_has_its_roles_and_survives_stop_and_start() {
     as_postgres(
         "a_bootstrapped_cluster_has_its_roles_and_survives_stop_and_start",
         async {
-            let mut a = primary("a", 23000).await;
+            let mut a = primary("a", 23000, "").await;
             let roles = "SELECT string_agg(rolname || rolsuper || rolreplication, ',' ORDER BY 1) \
                      FROM pg_roles WHERE rolname !~ '^pg_'";
             assert_eq!(
@@ -125,7 +109,7 @@ fn a_bootstrapped_cluster_has_its_roles_and_survives_stop_and_start() {
 #[test]
 fn shutdown_position_reaches_the_standby() {
     as_postgres("shutdown_position_reaches_the_standby", async {
-        let mut a = primary("a", 23010).await;
+        let mut a = primary("a", 23010, "").await;
         let mut b = standby("b", 23011, &a).await;
         a.query("CREATE TABLE t AS SELECT generate_series(1, 1000)")
             .await;
@@ -170,7 +154,7 @@ fn a_promotion_skips_numbers_that_are_taken_and_others_can_follow() {
     as_postgres(
         "a_promotion_skips_numbers_that_are_taken_and_others_can_follow",
         async {
-            let mut a = primary("a", 23080).await;
+            let mut a = primary("a", 23080, "").await;
             let mut b = standby("b", 23081, &a).await;
             let mut c = standby("c", 23082, &a).await;
             a.query("CREATE TABLE t AS SELECT 1 AS n").await;
@@ -216,7 +200,7 @@ fn a_diverged_primary_is_rewound_and_others_follow_by_reload() {
     as_postgres(
         "a_diverged_primary_is_rewound_and_others_follow_by_reload",
         async {
-            let mut a = primary("a", 23020).await;
+            let mut a = primary("a", 23020, "").await;
             let mut b = standby("b", 23021, &a).await;
             let mut c = standby("c", 23022, &a).await;
             a.query("CREATE TABLE t(who text)").await;
@@ -305,7 +289,7 @@ fn a_cancelled_clone_leaves_its_mark_and_the_next_one_starts_over() {
     as_postgres(
         "a_cancelled_clone_leaves_its_mark_and_the_next_one_starts_over",
         async {
-            let a = primary("a", 23030).await;
+            let a = primary("a", 23030, "").await;
             let slow = "postgresql: {basebackup: [{max-rate: 8M}]}";
             let mut b = Node::new("b", 23031, slow);
             let id = b.start(clone_of(&a));
@@ -336,7 +320,7 @@ fn the_last_copy_is_never_removed_and_a_proved_one_is_cloned_again() {
     as_postgres(
         "the_last_copy_is_never_removed_and_a_proved_one_is_cloned_again",
         async {
-            let mut a = primary("a", 23040).await;
+            let mut a = primary("a", 23040, "").await;
             let mut b = standby("b", 23041, &a).await;
             assert!(
                 why(&a.job(Job::RemoveData).await).contains("process"),
@@ -383,7 +367,7 @@ fn a_promise_freezes_the_position_across_restarts_until_it_is_withdrawn() {
     as_postgres(
         "a_promise_freezes_the_position_across_restarts_until_it_is_withdrawn",
         async {
-            let a = primary("a", 23050).await;
+            let a = primary("a", 23050, "").await;
             let mut b = standby("b", 23051, &a).await;
             b.driver.note_wal_epoch(Epoch(4));
             b.sample(|pg| pg.wal_epoch == Epoch(4)).await;
@@ -457,7 +441,7 @@ fn a_promise_freezes_the_position_across_restarts_until_it_is_withdrawn() {
 #[test]
 fn an_interrupted_rewind_is_never_started() {
     as_postgres("an_interrupted_rewind_is_never_started", async {
-        let mut a = primary("a", 23060).await;
+        let mut a = primary("a", 23060, "").await;
         a.job(stop(StopMode::Fast)).await;
         pgdata::mark_rewinding(&a.data()).expect("mark");
         let end = a.job(Job::StartPrimary { timeout: TIMEOUT }).await;
@@ -478,7 +462,7 @@ fn pre_promote_can_refuse_and_a_slow_one_can_be_cancelled() {
     as_postgres(
         "pre_promote_can_refuse_and_a_slow_one_can_be_cancelled",
         async {
-            let a = primary("a", 23070).await;
+            let a = primary("a", 23070, "").await;
             let refuse = "postgresql: {pre_promote: \"/bin/sh -c 'echo not today >&2; exit 1'\"}";
             let mut b = Node::new("b", 23071, refuse);
             assert_eq!(b.job(clone_of(&a)).await, JobEnd::Done);
@@ -521,7 +505,7 @@ fn configuration_reaches_new_sessions_before_the_task_ends() {
     as_postgres(
         "configuration_reaches_new_sessions_before_the_task_ends",
         async {
-            let mut a = primary("a", 23080).await;
+            let mut a = primary("a", 23080, "").await;
             let wanted = |names: &str| WantedConf {
                 generation: 7,
                 sync_names: Some(names.into()),
@@ -562,12 +546,37 @@ fn a_failed_bootstrap_keeps_its_data_aside() {
     });
 }
 
+/// S7: only what carries the mark, or is the very cluster that the decision saw, is moved out of the way.
+#[test]
+fn a_bootstrap_that_was_overtaken_is_kept_aside() {
+    as_postgres("a_bootstrap_that_was_overtaken_is_kept_aside", async {
+        let mut a = Node::new("a", 23120, "");
+        let set_aside = |system| Job::SetAside { system };
+        a.make_cluster().await;
+        let sample = a.sample(|pg| pg.control.is_some()).await;
+        let system = sample.control.as_ref().expect("just seen").system_id;
+        assert!(why(&a.job(set_aside(None)).await).contains("not what"));
+        let other = Some(SystemId(system.0 + 1));
+        assert!(why(&a.job(set_aside(other)).await).contains("holds the cluster"));
+        assert_eq!(a.job(set_aside(Some(system))).await, JobEnd::Done);
+        assert_eq!(pgdata::look(&a.data()), DataDir::Empty);
+        a.sample(|pg| pg.process == Process::Gone).await;
+
+        assert_eq!(a.job(Job::Bootstrap).await, JobEnd::Done);
+        assert_eq!(a.job(set_aside(None)).await, JobEnd::Done);
+        assert_eq!(pgdata::look(&a.data()), DataDir::Empty);
+        for aside in ["data.failed", "data.failed.1"] {
+            assert!(pgdata::look(&a.root.join(aside)).abandoned(), "{aside}");
+        }
+    });
+}
+
 #[test]
 fn a_custom_bootstrap_recovers_to_its_target_and_gets_the_real_rules_back() {
     as_postgres(
         "a_custom_bootstrap_recovers_to_its_target_and_gets_the_real_rules_back",
         async {
-            let mut a = primary("a", 23110).await;
+            let mut a = primary("a", 23110, "").await;
             a.query("CREATE TABLE t AS SELECT 1 AS n").await;
             a.job(stop(StopMode::Fast)).await;
             // The method runs with fixed paths; the target is the end of the copied WAL.
@@ -581,7 +590,7 @@ fn a_custom_bootstrap_recovers_to_its_target_and_gets_the_real_rules_back() {
                 std::env::temp_dir().join(format!("garden-jobs-{}-b/data", std::process::id()));
             let copy = copy.replace("$PGCOPY", &target.display().to_string());
             let mut b = Node::new("b", 23111, &copy);
-            assert_eq!(b.job(Job::Bootstrap).await, JobEnd::Done);
+            b.make_cluster().await;
             assert_eq!(b.query("SELECT n FROM t").await.as_deref(), Some("1"));
             let segment = b
                 .query("SELECT pg_walfile_name(pg_current_wal_lsn())")

@@ -402,6 +402,27 @@ async fn failsafe_is_accepted_with_our_position() {
     );
 }
 
+/// S3: a candidate sees whether a position is from before the lock was free.
+#[tokio::test]
+async fn a_peer_says_how_old_its_position_is() {
+    let server = Server::start(config(|_| ()), RECORDS, replica).await;
+    let url = format!("http://{}/patroni", server.address);
+    let peers = Peers::new(&config(|_| ()).ctl).expect("client");
+    let all = BTreeMap::from([(MemberName::from("gd-a"), url)]);
+    let minute = Duration::from_secs(60);
+    for least in [Duration::ZERO, minute] {
+        server.publish(|p| {
+            let mut postgres = (*p.postgres).clone();
+            postgres.sql_at = garden_agent::clock::now() - least;
+            p.postgres = std::sync::Arc::new(postgres);
+        });
+        let answers = peers.ask(&all, Duration::from_secs(10)).await;
+        let status = answers.get(&"gd-a".into()).and_then(|a| a.status.clone());
+        let age = status.expect("answered").age;
+        assert!(age > least && age < least + minute, "{age:?}");
+    }
+}
+
 #[tokio::test]
 async fn peers_are_asked_at_once_and_none_is_waited_for_beyond_the_limit() {
     let silent = TcpListener::bind("127.0.0.1:0").await.expect("binds");

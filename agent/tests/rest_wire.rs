@@ -76,6 +76,7 @@ async fn ask(server: &Server, request: &str) -> (u16, String) {
     let mut headers: Vec<&str> = headers
         .map(|line| match line.split_once(": ") {
             Some(("Content-Length", length)) if length != "0" => "Content-Length: (some)",
+            Some(("Garden-Position-Age-Ms", _)) => "Garden-Position-Age-Ms: (some)",
             _ => line,
         })
         .collect();

@@ -27,6 +27,8 @@ pub struct Binaries {
     pub etcd: PathBuf,
     /// HAProxy.
     pub haproxy: PathBuf,
+    /// The released `patroni`, for members that run it beside ours; see [`patroni`].
+    pub patroni: Option<PathBuf>,
 }
 
 impl Binaries {
@@ -58,6 +60,7 @@ impl Binaries {
             postgres,
             etcd: etcd.context("no etcd found: install etcd-server")?,
             haproxy: haproxy.context("no haproxy found: install haproxy")?,
+            patroni: None,
         };
         found.checked()
     }
@@ -70,6 +73,22 @@ impl Binaries {
         self.postgres = directory
             .canonicalize()
             .unwrap_or_else(|_| directory.to_path_buf());
+        self.checked()
+    }
+
+    /// The same, with the released Patroni for members that shall run it.
+    pub fn with_patroni(mut self, program: PathBuf) -> Self {
+        self.patroni = Some(program);
+        self
+    }
+
+    /// The same with the released Patroni in the place of our agents: see [`patroni`].
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn all_patroni(mut self) -> Result<Self> {
+        self.agent = patroni().context("there is no patroni; ./deploy/test installs it")?;
+        self.ctl = self.agent.with_file_name("patronictl");
         self.checked()
     }
 
@@ -137,14 +156,23 @@ pub fn server_account() -> Result<Option<User>> {
 /// The released `patronictl`, which `./deploy/test` installs from the Python package index: where
 /// `GARDEN_PATRONICTL_BIN` says, else below `target/`. None, with a note, when it is not there.
 pub fn patronictl() -> Option<PathBuf> {
+    released("GARDEN_PATRONICTL_BIN", "patronictl")
+}
+
+/// The released `patroni`: where `GARDEN_PATRONI` says, else as [`patronictl`].
+pub fn patroni() -> Option<PathBuf> {
+    released("GARDEN_PATRONI", "patroni")
+}
+
+fn released(variable: &str, name: &str) -> Option<PathBuf> {
     let installed = || {
         let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent()?;
-        Some(workspace.join("target/cache/patroni/bin/patronictl"))
+        Some(workspace.join("target/cache/patroni/bin").join(name))
     };
-    let found = chosen("GARDEN_PATRONICTL_BIN").or_else(installed);
+    let found = chosen(variable).or_else(installed);
     let found = found.filter(|path| path.is_file());
     if found.is_none() {
-        println!("skipped: there is no patronictl; ./deploy/test installs it");
+        println!("skipped: there is no {name}; ./deploy/test installs it");
     }
     found
 }

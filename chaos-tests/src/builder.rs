@@ -2,10 +2,11 @@
 
 use crate::binaries::{Binaries, server_account};
 use crate::cluster::Cluster;
+use crate::disks;
 use crate::etcd::Etcd;
 use crate::haproxy::Haproxy;
 use crate::janitor::Janitor;
-use crate::member::Member;
+use crate::member::{Member, Programs, Software};
 use crate::ports::Ports;
 use crate::template::{self, Settings};
 use anyhow::{Context, Result, bail};
@@ -27,6 +28,8 @@ pub struct Builder {
     settings: Settings,
     prefix: String,
     networks: Vec<Arc<File>>,
+    patroni: Vec<u16>,
+    disks: bool,
 }
 
 impl Builder {
@@ -41,6 +44,8 @@ impl Builder {
             settings,
             prefix,
             networks: Vec::new(),
+            patroni: Vec::new(),
+            disks: false,
         }
     }
 
@@ -86,9 +91,28 @@ impl Builder {
         self
     }
 
+    /// Lays settings over the file of one node.
+    pub fn node(mut self, index: u16, overlay: serde_json::Value) -> Self {
+        self.settings.nodes.insert(index, overlay);
+        self
+    }
+
     /// Network namespaces of the members, in their order; see [`crate::netns`].
     pub fn networks(mut self, networks: Vec<Arc<File>>) -> Self {
         self.networks = networks;
+        self
+    }
+
+    /// These members run the released Patroni at first (`binaries.patroni` must be known); any member may
+    /// run the other agent later, see [`Member::exchange`].
+    pub fn patroni(mut self, members: &[u16]) -> Self {
+        self.patroni = members.to_vec();
+        self
+    }
+
+    /// Gives every data directory a file system of its own; see [`crate::disks`].
+    pub fn disks(mut self, disks: bool) -> Self {
+        self.disks = disks;
         self
     }
 
@@ -169,8 +193,20 @@ impl Builder {
         let name = format!("node{}", index + 1);
         let dir = directory(dir, &name, user)?;
         let config = dir.join("patroni.yml");
+        let software = match self.patroni.contains(&index) {
+            true => Software::Patroni,
+            false => Software::Own,
+        };
         let which = (index, self.etcds);
-        let yaml = template::node_yaml(&self.settings, ports, which, &dir, &binaries.postgres)?;
+        let mut settings = self.settings.clone();
+        if self.disks {
+            let disk = directory(&dir, "disk", user)?;
+            disks::make(&disk)?;
+            give(&disk, user)?;
+            let data = serde_json::json!({ "postgresql": { "data_dir": disk.join("data") } });
+            template::overlay(&mut settings.local, &data);
+        }
+        let yaml = template::node_yaml(&settings, ports, which, &dir, &binaries.postgres)?;
         std::fs::write(&config, yaml).with_context(|| format!("write {}", config.display()))?;
         Ok(Member {
             name,
@@ -178,7 +214,12 @@ impl Builder {
             rest_port: ports.rest + index,
             dir,
             config,
-            program: binaries.agent.clone(),
+            programs: Programs {
+                own: binaries.agent.clone(),
+                patroni: binaries.patroni.clone(),
+            },
+            software: Mutex::new(software),
+            has_disk: self.disks,
             libraries: binaries.libraries(),
             user: user.cloned(),
             network: self.networks.get(usize::from(index)).cloned(),
@@ -214,9 +255,14 @@ fn directory(dir: &Path, name: &str, user: Option<&User>) -> Result<PathBuf> {
     let path = dir.join(name);
     let made = std::fs::create_dir(&path);
     made.with_context(|| format!("create {}", path.display()))?;
-    if let Some(user) = user {
-        chown(&path, Some(user.uid), Some(user.gid))
-            .with_context(|| format!("give {} to {}", path.display(), user.name))?;
-    }
+    give(&path, user)?;
     Ok(path)
+}
+
+fn give(path: &Path, user: Option<&User>) -> Result<()> {
+    let Some(user) = user else {
+        return Ok(());
+    };
+    chown(path, Some(user.uid), Some(user.gid))
+        .with_context(|| format!("give {} to {}", path.display(), user.name))
 }

@@ -85,6 +85,49 @@ pub async fn check(cluster: &Cluster, leader: usize, ledgers: &[Ledger]) -> Resu
     Ok(verdict)
 }
 
+/// Compares every table of the harness on every standby with the leader's.
+///
+/// # Errors
+/// When one differs, or cannot be read.
+pub async fn same_everywhere(cluster: &Cluster, leader: usize) -> Result<String> {
+    let tables = [
+        TABLE,
+        crate::clients::append::TABLE,
+        crate::clients::register::TABLE,
+    ];
+    let hashes = tables.map(|table| {
+        format!(
+            "(SELECT coalesce(md5(string_agg(t::text, '' ORDER BY t::text)), '') FROM {table} t)"
+        )
+    });
+    let query = format!("SELECT {}", hashes.join(" || "));
+    let (client, _) = connect(
+        cluster.member(leader)?.postgres_port,
+        Duration::from_secs(5),
+    )
+    .await?;
+    let expected: String = client.query_one(&query, &[]).await?.get(0);
+    for member in cluster.members() {
+        wait::until(
+            &format!("the leader's rows on {}", member.name),
+            CATCH_UP_LIMIT,
+            || async {
+                let read = async {
+                    let (client, _) = connect(member.postgres_port, Duration::from_secs(5)).await?;
+                    anyhow::Ok(client.query_one(&query, &[]).await?.get::<_, String>(0))
+                };
+                match read.await {
+                    Ok(found) if found == expected => Ok(()),
+                    Ok(found) => Err(format!("it has {found} instead of {expected}")),
+                    Err(error) => Err(format!("{error:#}")),
+                }
+            },
+        )
+        .await?;
+    }
+    Ok(format!("{} members", cluster.members().len()))
+}
+
 /// The acknowledged rows that are missing right now; for a count between two faults, while the
 /// writers go on.
 ///

@@ -87,6 +87,11 @@ impl Cluster {
             .with_context(|| format!("there is no node{}", index + 1))
     }
 
+    /// Its `synchronous_mode`.
+    pub fn synchronous(&self) -> &Value {
+        &self.synchronous
+    }
+
     /// All etcd.
     pub fn etcds(&self) -> &[Etcd] {
         &self.etcds
@@ -364,6 +369,9 @@ impl Drop for Cluster {
             let left = process::sweep(&self.dir);
             if !left.is_empty() {
                 eprintln!("processes {left:?} of {} did not end", self.dir.display());
+            }
+            for disk in self.members.iter().filter_map(Member::disk) {
+                crate::disks::remove(&disk);
             }
             let keep = failed || std::env::var_os(KEEP_VARIABLE).is_some();
             if !keep && let Err(error) = std::fs::remove_dir_all(&self.dir) {

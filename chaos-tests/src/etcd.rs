@@ -9,6 +9,7 @@ use nix::unistd::User;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ pub struct Etcd {
     dir: PathBuf,
     user: Option<User>,
     process: Mutex<Option<Process>>,
+    /// It was taken out of the cluster once, and joins an existing one when it starts.
+    joins: AtomicBool,
 }
 
 impl Etcd {
@@ -70,7 +73,20 @@ impl Etcd {
             dir,
             user,
             process,
+            joins: AtomicBool::new(false),
         }
+    }
+
+    /// Removes what it has on disk; it must not run. `joins` says whether it comes back as a new member
+    /// of the others' cluster, or as it was in the beginning.
+    ///
+    /// # Errors
+    /// When the directory cannot be removed.
+    pub fn wipe(&self, joins: bool) -> Result<()> {
+        let data = self.dir.join("data");
+        std::fs::remove_dir_all(&data).with_context(|| format!("remove {}", data.display()))?;
+        self.joins.store(joins, Ordering::Relaxed);
+        Ok(())
     }
 
     fn process(&self) -> MutexGuard<'_, Option<Process>> {
@@ -83,7 +99,11 @@ impl Etcd {
     /// When it cannot be started.
     pub fn start(&self) -> Result<()> {
         let (cwd, log) = (self.dir.as_path(), self.dir.join("etcd.log"));
-        let (args, user) = (self.args.clone(), self.user.as_ref());
+        let (mut args, user) = (self.args.clone(), self.user.as_ref());
+        if self.joins.load(Ordering::Relaxed) {
+            // The last one of a flag counts.
+            args.extend(["--initial-cluster-state".into(), "existing".into()]);
+        }
         let env = BTreeMap::new();
         let launch = Launch {
             program: &self.program,

@@ -90,6 +90,16 @@ impl Probes {
             .collect()
     }
 
+    /// How many acknowledgements this member gave since then.
+    pub fn acked_since(&self, member: usize, since: Duration) -> usize {
+        let count = |(shared, _): &(Arc<Mutex<Shared>>, JoinHandle<()>)| {
+            let shared = lock(shared);
+            let recent = shared.acks.iter().rev().take_while(|ack| ack.at > since);
+            recent.filter(|ack| ack.member == member).count()
+        };
+        self.sessions.iter().map(count).sum()
+    }
+
     /// Ends the sessions: all acknowledgements, and a ledger per session. A statement that is still
     /// waiting is of unknown outcome.
     pub async fn stop(mut self) -> (Vec<DirectAck>, Vec<Ledger>) {

@@ -12,6 +12,8 @@ use tokio::net::TcpStream;
 pub struct Answer {
     /// Status code.
     pub status: u16,
+    /// Headers, their names in lower case.
+    pub headers: Vec<(String, String)>,
     /// Body.
     pub body: String,
 }
@@ -40,16 +42,25 @@ pub async fn request(
     body: Option<&str>,
     limit: Duration,
 ) -> Result<Answer> {
+    let body = body.unwrap_or_default();
+    let text = format!(
+        "{method} {path} HTTP/1.0\r\nHost: {}\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        ports::address(port),
+        body.len()
+    );
+    let answer = exchange(port, &text, limit).await;
+    answer.with_context(|| format!("{method} {path}"))
+}
+
+/// Sends these bytes to a port of this machine, and reads until the other side closes.
+///
+/// # Errors
+/// When nothing answers with HTTP within `limit`.
+pub async fn exchange(port: u16, text: &str, limit: Duration) -> Result<Answer> {
     let exchange = async {
         let mut stream = TcpStream::connect((ports::host(port), port)).await?;
-        let body = body.unwrap_or_default();
-        let head = format!(
-            "{method} {path} HTTP/1.0\r\nHost: {}\r\nContent-Type: application/json\r\n\
-             Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
-            ports::address(port),
-            body.len()
-        );
-        stream.write_all(head.as_bytes()).await?;
+        stream.write_all(text.as_bytes()).await?;
         let mut answer = Vec::new();
         stream
             .take(ANSWER_BYTES_MAX)
@@ -58,9 +69,9 @@ pub async fn request(
         std::io::Result::Ok(answer)
     };
     let answer = tokio::time::timeout(limit, exchange).await;
-    let answer = answer.with_context(|| format!("{method} {path} on port {port}: no answer"))?;
-    let answer = answer.with_context(|| format!("{method} {path} on port {port}"))?;
-    parse(&answer).with_context(|| format!("{method} {path} on port {port}: not an HTTP answer"))
+    let answer = answer.with_context(|| format!("port {port}: no answer"))?;
+    let answer = answer.with_context(|| format!("port {port}"))?;
+    parse(&answer).with_context(|| format!("port {port}: not an HTTP answer"))
 }
 
 fn parse(answer: &[u8]) -> Option<Answer> {
@@ -76,7 +87,15 @@ fn parse(answer: &[u8]) -> Option<Answer> {
     } else {
         body.to_owned()
     };
-    Some(Answer { status, body })
+    let headers = head.lines().skip(1).filter_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        Some((name.to_ascii_lowercase(), value.trim().to_owned()))
+    });
+    Some(Answer {
+        status,
+        headers: headers.collect(),
+        body,
+    })
 }
 
 fn dechunk(mut body: &str) -> Option<String> {

@@ -30,25 +30,35 @@
 //! ([`etcd`], [`haproxy`]) and what keeps the machine clean ([`process`], [`janitor`]).
 
 pub mod bench;
+pub mod beside;
 pub mod binaries;
 pub mod builder;
+pub mod chaos;
 pub mod checker;
+pub mod clients;
 pub mod cluster;
 pub mod demo;
+pub mod disks;
 pub mod etcd;
+pub mod etcd_api;
 pub mod exclusivity;
 pub mod fault;
 pub mod haproxy;
+pub mod history;
 pub mod http;
 pub mod janitor;
-pub mod matrix;
+
 pub mod member;
+pub mod mixed;
 pub mod netns;
+pub mod operate;
 pub mod ports;
+pub mod post_mortem;
 pub mod process;
 pub mod report;
 pub mod session;
 pub mod steps;
+pub mod store;
 pub mod template;
 pub mod wait;
 pub mod workload;
@@ -57,7 +67,7 @@ pub use binaries::Binaries;
 pub use builder::Builder;
 pub use cluster::{Cluster, Settled};
 pub use fault::Fault;
-pub use member::Member;
+pub use member::{Member, Software};
 pub use workload::{Ledger, Writer};
 
 use anyhow::Context;

@@ -8,7 +8,7 @@ use nix::unistd::{Pid, User};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,22 @@ pub struct Status {
     pub streaming: bool,
 }
 
+/// Which agent a member runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Software {
+    /// What the cluster is made of: `garden-agent`, or whatever `GARDEN_AGENT_BIN` names.
+    Own,
+    /// The released Patroni.
+    Patroni,
+}
+
+/// The agents that a member may run, one at a time, from the same YAML and on the same data directory.
+#[derive(Clone, Debug)]
+pub(crate) struct Programs {
+    pub own: PathBuf,
+    pub patroni: Option<PathBuf>,
+}
+
 /// One member of the cluster.
 #[derive(Debug)]
 pub struct Member {
@@ -43,7 +59,9 @@ pub struct Member {
     pub dir: PathBuf,
     /// Its YAML.
     pub config: PathBuf,
-    pub(crate) program: PathBuf,
+    pub(crate) programs: Programs,
+    pub(crate) software: Mutex<Software>,
+    pub(crate) has_disk: bool,
     pub(crate) libraries: Option<PathBuf>,
     pub(crate) user: Option<User>,
     pub(crate) network: Option<Arc<File>>,
@@ -57,12 +75,45 @@ impl Member {
 
     /// Data directory.
     pub fn data_dir(&self) -> PathBuf {
-        self.dir.join("data")
+        self.disk().unwrap_or_else(|| self.dir.clone()).join("data")
+    }
+
+    /// Where its file system is mounted, if it has one of its own.
+    pub fn disk(&self) -> Option<PathBuf> {
+        self.has_disk.then(|| self.dir.join("disk"))
     }
 
     /// Log of the agent.
     pub fn log(&self) -> PathBuf {
         self.dir.join("agent.log")
+    }
+
+    /// Which agent it runs, or ran last.
+    pub fn software(&self) -> Software {
+        *self.software.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next start is one of this agent. Nothing is stopped: a story says how the other one ends.
+    ///
+    /// # Errors
+    /// While an agent runs, and when there is no such program.
+    pub fn exchange(&self, software: Software) -> Result<()> {
+        if self.agent().is_some() {
+            bail!("{} still has an agent", self.name);
+        }
+        self.program(software)?;
+        *self.software.lock().unwrap_or_else(PoisonError::into_inner) = software;
+        Ok(())
+    }
+
+    fn program(&self, software: Software) -> Result<&Path> {
+        match software {
+            Software::Own => Ok(&self.programs.own),
+            Software::Patroni => {
+                let patroni = self.programs.patroni.as_deref();
+                patroni.context("this cluster was built without the released Patroni")
+            }
+        }
     }
 
     /// Starts the agent.
@@ -79,7 +130,7 @@ impl Member {
                 libraries.display().to_string(),
             );
         }
-        let (program, user) = (self.program.as_path(), self.user.as_ref());
+        let (program, user) = (self.program(self.software())?, self.user.as_ref());
         let launch = Launch {
             program,
             args,

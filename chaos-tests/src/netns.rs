@@ -14,13 +14,11 @@
 use crate::ports::Ports;
 use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, setns, unshare};
-use std::fmt::Write as _;
 use std::fs::File;
-use std::io::Write;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 
 /// The harness, etcd and HAProxy.
@@ -41,6 +39,26 @@ pub enum Cut {
     Etcd,
     /// Those to and from the other members.
     Members,
+    /// All that it sends; what is sent to it arrives.
+    Outbound,
+    /// All that is sent to it; what it sends arrives.
+    Inbound,
+    /// Those to etcd; etcd's own arrive.
+    EtcdOutbound,
+    /// Its connections to etcd are refused with a reset.
+    EtcdRefused,
+    /// Those of clients and of HAProxy's checks; etcd and the other members are reached.
+    Clients,
+    /// So many of a hundred of all, by chance.
+    Loss(u8),
+}
+
+impl Cut {
+    /// Nothing of the harness reaches the member.
+    pub fn hides(self) -> bool {
+        use Cut::{Clients, Everything, Inbound, Link, Outbound};
+        matches!(self, Everything | Link | Outbound | Inbound | Clients)
+    }
 }
 
 /// The network of one cluster.
@@ -94,37 +112,65 @@ impl Network {
     /// When `ip` or `iptables` refuse.
     pub fn cut(&self, member: usize, cut: Cut) -> Result<()> {
         let namespace = self.namespace(member)?;
+        if cut == Cut::Link {
+            return ip(None, &["link", "set", &outer(member), "down"]);
+        }
         let mut rules = String::from("*filter\n");
-        // Writing into a string cannot fail.
-        let mut rule = |text: String| {
-            let _ = writeln!(rules, "{text}");
-        };
-        match cut {
-            Cut::Link => return ip(None, &["link", "set", &outer(member), "down"]),
-            Cut::Everything => {
-                rule("-A OUTPUT -o eth0 -j DROP".to_owned());
-                rule("-A INPUT -i eth0 -j DROP".to_owned());
-            }
-            Cut::Etcd => {
-                let (first, last) = self.etcd;
-                rule(format!(
-                    "-A OUTPUT -d {HUB} -p tcp --dport {first}:{last} -j DROP"
-                ));
-                rule(format!(
-                    "-A INPUT -s {HUB} -p tcp --sport {first}:{last} -j DROP"
-                ));
-            }
-            Cut::Members => {
-                let others = (0..self.members.len()).filter(|other| *other != member);
-                for other in others {
-                    let other = address(u16::try_from(other)?);
-                    rule(format!("-A OUTPUT -d {other} -j DROP"));
-                    rule(format!("-A INPUT -s {other} -j DROP"));
-                }
-            }
+        for rule in self.rules(member, cut)? {
+            rules.push_str(&rule);
+            rules.push('\n');
         }
         rules.push_str("COMMIT\n");
         filter(namespace, &rules)
+    }
+
+    fn rules(&self, member: usize, cut: Cut) -> Result<Vec<String>> {
+        let (first, last) = self.etcd;
+        let to_etcd = format!("-A OUTPUT -d {HUB} -p tcp --dport {first}:{last}");
+        let from_etcd = format!("-A INPUT -s {HUB} -p tcp --sport {first}:{last}");
+        let out = "-A OUTPUT -o eth0 -j DROP".to_owned();
+        let into = "-A INPUT -i eth0 -j DROP".to_owned();
+        Ok(match cut {
+            Cut::Link => Vec::new(),
+            Cut::Everything => vec![out, into],
+            Cut::Outbound => vec![out],
+            Cut::Inbound => vec![into],
+            Cut::Etcd => vec![format!("{to_etcd} -j DROP"), format!("{from_etcd} -j DROP")],
+            Cut::EtcdOutbound => vec![format!("{to_etcd} -j DROP")],
+            Cut::EtcdRefused => vec![format!("{to_etcd} -j REJECT --reject-with tcp-reset")],
+            Cut::Clients => vec![
+                format!("{from_etcd} -j ACCEPT"),
+                format!("-A INPUT -s {HUB} -j DROP"),
+            ],
+            Cut::Loss(percent) => {
+                let probability = f64::from(percent) / 100.0;
+                let chance = format!("-m statistic --mode random --probability {probability}");
+                vec![
+                    format!("-A OUTPUT -o eth0 {chance} -j DROP"),
+                    format!("-A INPUT -i eth0 {chance} -j DROP"),
+                ]
+            }
+            Cut::Members => {
+                let mut rules = Vec::new();
+                for other in (0..self.members.len()).filter(|other| *other != member) {
+                    let other = address(u16::try_from(other)?);
+                    rules.push(format!("-A OUTPUT -d {other} -j DROP"));
+                    rules.push(format!("-A INPUT -s {other} -j DROP"));
+                }
+                rules
+            }
+        })
+    }
+
+    /// Two members do not reach each other.
+    ///
+    /// # Errors
+    /// When `iptables` refuses.
+    pub fn part(&self, one: usize, other: usize) -> Result<()> {
+        let far = address(u16::try_from(other)?);
+        let rules =
+            format!("*filter\n-A OUTPUT -d {far} -j DROP\n-A INPUT -s {far} -j DROP\nCOMMIT\n");
+        filter(self.namespace(one)?, &rules)
     }
 
     /// All packets of all members arrive again.
@@ -205,7 +251,6 @@ fn filter(namespace: &File, rules: &str) -> Result<()> {
 
 /// Runs a tool, in a namespace if one is given.
 fn run(mut command: Command, namespace: Option<BorrowedFd>, input: &str) -> Result<()> {
-    let what = format!("{command:?}");
     if let Some(namespace) = namespace {
         let namespace = namespace.as_raw_fd();
         // SAFETY: setns is a system call, safe between fork and exec; the descriptor is borrowed for
@@ -218,21 +263,5 @@ fn run(mut command: Command, namespace: Option<BorrowedFd>, input: &str) -> Resu
         }
     }
     command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
-    command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child = command.spawn().with_context(|| format!("start {what}"))?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin
-            .write_all(input.as_bytes())
-            .with_context(|| format!("write to {what}"))?;
-    }
-    let output = child
-        .wait_with_output()
-        .with_context(|| format!("wait for {what}"))?;
-    if !output.status.success() {
-        bail!("{what}: {}", String::from_utf8_lossy(&output.stderr));
-    }
-    Ok(())
+    crate::process::tool(command, input).map(|_| ())
 }

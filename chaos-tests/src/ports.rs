@@ -1,6 +1,6 @@
 //! Which ports a cluster uses.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::{Mutex, PoisonError};
@@ -63,19 +63,30 @@ impl Ports {
     /// # Errors
     /// When none of the blocks from `GARDEN_TEST_PORTS` (default 26000) is.
     pub fn free_block() -> Result<Self> {
+        Ok(Self::free_blocks::<1>()?[0])
+    }
+
+    /// So many blocks that are free right now.
+    ///
+    /// # Errors
+    /// When there are not so many from `GARDEN_TEST_PORTS` (default 26000) on.
+    pub fn free_blocks<const N: usize>() -> Result<[Self; N]> {
         let first = std::env::var(PORTS_VARIABLE)
             .ok()
             .and_then(|text| text.parse().ok());
         let first = first.unwrap_or(FIRST_BLOCK);
         // Starting elsewhere each time keeps away from sockets of the last cluster that linger.
         let start = u16::try_from(std::process::id() % u32::from(BLOCKS)).unwrap_or(0);
-        for step in 0..BLOCKS {
-            let ports = Self::block(first + (start + step) % BLOCKS * BLOCK);
-            if ports.taken(3, 3).is_empty() {
-                return Ok(ports);
-            }
-        }
-        bail!("no free block of ports from {first}; set {PORTS_VARIABLE} to another start")
+        let blocks = (0..BLOCKS).map(|step| Self::block(first + (start + step) % BLOCKS * BLOCK));
+        let free: Vec<Self> = blocks
+            .filter(|ports| ports.taken(3, 3).is_empty())
+            .take(N)
+            .collect();
+        free.try_into().map_err(|_| {
+            anyhow::anyhow!(
+                "no {N} free blocks of ports from {first}; set {PORTS_VARIABLE} to another start"
+            )
+        })
     }
 
     /// All ports of a cluster of this size, with their users.

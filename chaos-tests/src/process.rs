@@ -5,7 +5,7 @@
 //! arguments lies below the cluster's directory, whose name is random; only such processes are
 //! signalled, and only by pid.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
@@ -13,6 +13,7 @@ use nix::unistd::{Pid, User, setgid, setgroups, setsid, setuid};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
+use std::io::Write;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
@@ -166,6 +167,36 @@ impl Drop for Process {
 fn append(path: &Path) -> Result<File> {
     let file = OpenOptions::new().create(true).append(true).open(path);
     file.with_context(|| format!("open {}", path.display()))
+}
+
+/// Runs a command with this input to its end. Unlike [`Command::output`], it tells the reaper whose child
+/// this is, so that the status is not taken away.
+///
+/// # Errors
+/// When it cannot be started, or ends with a status other than zero: what it said.
+pub fn tool(mut command: Command, input: &str) -> Result<Vec<u8>> {
+    let what = format!("{command:?}");
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut held = own();
+    let mut child = command.spawn().with_context(|| format!("start {what}"))?;
+    let pid = child.id().cast_signed();
+    held.insert(pid);
+    drop(held);
+    let written = match child.stdin.take() {
+        Some(mut stdin) => stdin.write_all(input.as_bytes()),
+        None => Ok(()),
+    };
+    let output = child.wait_with_output();
+    own().remove(&pid);
+    let output = output.with_context(|| format!("wait for {what}"))?;
+    if !output.status.success() {
+        bail!("{what}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    written.with_context(|| format!("write to {what}"))?;
+    Ok(output.stdout)
 }
 
 /// Makes the harness the parent of orphans below it, and collects them. Without it a zombie

@@ -54,6 +54,19 @@ pub async fn client(port: u16) -> Result<Client> {
     Ok(connect(port, CONNECT_LIMIT).await?.0)
 }
 
+/// Timeline on which this server writes.
+///
+/// # Errors
+/// When it does not answer, or is a standby.
+pub async fn timeline(client: &Client) -> Result<u32> {
+    let query = "SELECT substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)";
+    let row = tokio::time::timeout(STATEMENT_LIMIT, client.query_one(query, &[])).await;
+    let row = row
+        .context("ask for the timeline: no answer")?
+        .context("ask for the timeline")?;
+    u32::from_str_radix(row.get(0), 16).context("read the timeline")
+}
+
 /// Who streams from this server: name, and whether commits wait for it.
 ///
 /// # Errors

@@ -102,6 +102,36 @@ pub async fn lose_leader(cluster: &Cluster, writer: &Writer, before: &Settled) -
     .await
 }
 
+/// Freezes the walsenders of the leader and writes WAL that therefore stays there: its node, once lost,
+/// has certainly diverged. A table of its own, [`DOOMED`]: the rows are not meant to survive, and the
+/// ledgers must not know them.
+///
+/// # Errors
+/// When the leader does not answer.
+pub async fn diverge(cluster: &Cluster, leader: usize) -> Result<()> {
+    let member = cluster.member(leader)?;
+    let client = crate::session::client(member.postgres_port).await?;
+    let table = format!("CREATE TABLE IF NOT EXISTS {DOOMED} (n int)");
+    client.batch_execute(&table).await?;
+    let rows = client
+        .query("SELECT pid FROM pg_stat_replication", &[])
+        .await?;
+    for row in rows {
+        let pid = nix::unistd::Pid::from_raw(row.get(0));
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP)?;
+    }
+    let rows = format!(
+        "SET synchronous_commit = local; INSERT INTO {DOOMED} SELECT generate_series(1, 9999)"
+    );
+    client
+        .batch_execute(&rows)
+        .await
+        .context("write WAL that nobody else gets")
+}
+
+/// The table whose rows a diverged leader alone has.
+pub const DOOMED: &str = "doomed";
+
 /// How a node that was lost came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rejoin {

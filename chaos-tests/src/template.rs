@@ -3,6 +3,7 @@
 use crate::ports::{Ports, address};
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Name of the cluster.
@@ -27,6 +28,8 @@ pub struct Settings {
     pub dynamic: Value,
     /// Laid over each node's file.
     pub local: Value,
+    /// Laid over the file of one node, by its index; over everything else.
+    pub nodes: BTreeMap<u16, Value>,
 }
 
 impl Default for Settings {
@@ -39,6 +42,7 @@ impl Default for Settings {
             synchronous_mode: Value::Bool(true),
             dynamic: Value::Null,
             local: Value::Null,
+            nodes: BTreeMap::new(),
         }
     }
 }
@@ -71,6 +75,10 @@ pub fn node_yaml(
         "tags": { "nofailover": false, "noloadbalance": false, "clonefrom": false },
     });
     overlay(&mut node, &settings.local);
+    overlay(
+        &mut node,
+        settings.nodes.get(&index).unwrap_or(&Value::Null),
+    );
     serde_norway::to_string(&node).context("write the YAML of a node")
 }
 
@@ -114,7 +122,7 @@ fn postgresql(port: u16, dir: &Path, bin_dir: &Path) -> Value {
 }
 
 /// Mappings are merged, everything else is replaced, null changes nothing.
-fn overlay(onto: &mut Value, from: &Value) {
+pub(crate) fn overlay(onto: &mut Value, from: &Value) {
     match (onto, from) {
         (_, Value::Null) => {}
         (Value::Object(onto), Value::Object(from)) => {

@@ -127,6 +127,11 @@ impl Writer {
 
     /// Starts a writer on a port of this machine; the table must be there.
     pub fn start(number: i32, port: u16) -> Self {
+        Self::start_paced(number, port, PACE)
+    }
+
+    /// The same with a pause of this length after each acknowledgement.
+    pub fn start_paced(number: i32, port: u16, pace: Duration) -> Self {
         let ledger = Arc::new(Mutex::new(Ledger {
             writer: number,
             ..Ledger::default()
@@ -135,6 +140,7 @@ impl Writer {
         let session = Session {
             number,
             port,
+            pace,
             ledger: ledger.clone(),
             stop: stop.clone(),
             connect_limit: CONNECT_LIMIT,
@@ -155,6 +161,21 @@ impl Writer {
     /// Rows acknowledged so far.
     pub fn acked(&self) -> usize {
         lock(&self.ledger).acks.len()
+    }
+
+    /// Rows acknowledged since then.
+    pub fn acked_since(&self, since: Instant) -> usize {
+        let ledger = lock(&self.ledger);
+        let acks = ledger.acks.iter().rev();
+        acks.take_while(|ack| ack.at > since).count()
+    }
+
+    /// The acknowledgements from the last one before `from` on.
+    pub fn acks_around(&self, from: Instant) -> Vec<Ack> {
+        let ledger = lock(&self.ledger);
+        let before = ledger.acks.partition_point(|ack| ack.at <= from);
+        let around = ledger.acks.get(before.saturating_sub(1)..);
+        around.unwrap_or_default().to_vec()
     }
 
     /// When the last acknowledged row was sent.
@@ -216,7 +237,7 @@ fn lock(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
     ledger.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn create_table(port: u16) -> Result<()> {
+pub(crate) async fn create_table(port: u16) -> Result<()> {
     let ddl = format!(
         "CREATE TABLE IF NOT EXISTS {TABLE} (writer int NOT NULL, seq bigint NOT NULL, \
          at timestamptz NOT NULL DEFAULT clock_timestamp())"
@@ -237,6 +258,7 @@ async fn create_table(port: u16) -> Result<()> {
 struct Session {
     number: i32,
     port: u16,
+    pace: Duration,
     ledger: Arc<Mutex<Ledger>>,
     stop: Arc<AtomicBool>,
     connect_limit: Duration,
@@ -276,7 +298,7 @@ impl Session {
                 .await
                 .map(|answer| answer.map(|_| warned.load(Ordering::SeqCst)));
             self.record(seq, sent, server, answer)?;
-            tokio::time::sleep(PACE).await;
+            tokio::time::sleep(self.pace).await;
         }
         Ok(())
     }

@@ -41,7 +41,7 @@ fn node_lost_and_returns_by_rewind() {
         let cluster = Builder::from_environment()?.quick().start().await?;
         let settled = cluster.settle(BOOTSTRAP_LIMIT).await?;
         let writer = Writer::through_haproxy(&cluster).await?;
-        diverge(&cluster, settled.leader).await?;
+        steps::diverge(&cluster, settled.leader).await?;
         let lost = settled.leader;
         let measured = steps::lose_leader(&cluster, &writer, &settled).await?;
         println!("node lost: write gap {:?}", measured.gap);
@@ -55,29 +55,6 @@ fn node_lost_and_returns_by_rewind() {
         cluster.routed(&back.settled).await?;
         no_row_lost(&cluster, &[writer.stop().await]).await
     });
-}
-
-/// Freezes the walsenders of the primary and writes WAL that therefore stays there. A table of its
-/// own: the rows are not meant to survive, and the ledger must not know them.
-async fn diverge(cluster: &Cluster, leader: usize) -> Result<()> {
-    let member = cluster.member(leader)?;
-    let client = chaos_tests::session::client(member.postgres_port).await?;
-    client
-        .batch_execute("CREATE TABLE IF NOT EXISTS doomed (n int)")
-        .await?;
-    let rows = client
-        .query("SELECT pid FROM pg_stat_replication", &[])
-        .await?;
-    for row in rows {
-        let pid = nix::unistd::Pid::from_raw(row.get(0));
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP)?;
-    }
-    let doomed =
-        "SET synchronous_commit = local; INSERT INTO doomed SELECT generate_series(1, 9999)";
-    client
-        .batch_execute(doomed)
-        .await
-        .context("write WAL that nobody else gets")
 }
 
 #[test]

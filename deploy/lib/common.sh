@@ -67,11 +67,13 @@ install_missing() {
     trap - EXIT
 }
 
-# What building needs: a linker, protoc for etcd's protocol, certificates for the registry.
+# What building needs: a linker, protoc with the files it includes for etcd's protocol, certificates for
+# the registry. protoc only recommends those files, and recommendations are not installed.
 build_packages=(
     gcc=/usr/bin/gcc
     libc6-dev=/usr/include/stdio.h
     protobuf-compiler=/usr/bin/protoc
+    libprotobuf-dev=/usr/include/google/protobuf/descriptor.proto
     ca-certificates=/etc/ssl/certs/ca-certificates.crt
 )
 

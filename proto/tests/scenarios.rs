@@ -8,7 +8,7 @@ mod sim;
 
 use sim::clock::{MS, SEC, T};
 use sim::faults::{Fault, Kind};
-use sim::run::{Nursery, Outcome, Plan, Shape, run};
+use sim::run::{Nursery, Outcome, Plan, Shape, grow, run};
 
 fn shape() -> Shape {
     Shape {
@@ -22,6 +22,8 @@ fn shape() -> Shape {
         failsafe: false,
         start_timeout: 300,
         rewind: true,
+        wipe: true,
+        backoff: 0,
     }
 }
 
@@ -54,6 +56,7 @@ fn story(shape: Shape, faults: &[Fault]) -> Outcome {
             seed,
             shape: shape.clone(),
             faults: faults.to_vec(),
+            birth: false,
             mutation: None,
         };
         let outcome = run(&plan, &mut Nursery::default(), told);
@@ -72,6 +75,29 @@ fn a_quiet_cluster_has_no_failover() {
         let outcome = story(Shape { sync, ..shape() }, &[]);
         assert_eq!(outcome.promotions, 0);
         assert!(outcome.acks > 20, "clients are served");
+    }
+}
+
+/// Two members made the cluster at the same time, the first with the claim of the second; the second found
+/// itself with a cluster of its own that only a person could take away. Where it had already been made when the
+/// other appeared, its agent ended and left the server running.
+#[test]
+fn a_member_that_lost_its_claim_sets_its_cluster_aside_and_copies_the_other() {
+    for claimant in 0..3 {
+        let lost = on(claimant, Kind::LeaseRevoked, 900 * MS, SEC);
+        for seed in 0..8 {
+            let plan = Plan {
+                seed,
+                shape: shape(),
+                faults: vec![lost.clone()],
+                birth: true,
+                mutation: None,
+            };
+            let outcome = run(&plan, &mut Nursery::default(), false);
+            assert_eq!(outcome.failed, None, "seed {seed}");
+            let helped = |(what, _): &(&str, u64)| *what == "operator-empties-directory";
+            assert!(!outcome.story.reached.iter().any(helped), "seed {seed}");
+        }
     }
 }
 
@@ -279,4 +305,73 @@ fn a_member_whose_promotions_fail_steps_aside() {
         },
         &[fails, more, crash],
     );
+}
+
+/// Two standbys were promoted by hand while the primary was away, and stopped again. Everybody left the
+/// lock to them, since the number of their timeline was higher, and they had too few votes: nobody led.
+#[test]
+fn promotions_by_hand_do_not_keep_the_last_leader_from_leading_again() {
+    let five = Shape {
+        nodes: 5,
+        sync: "quorum",
+        quorum_failover: false,
+        profile: "fast",
+        ..shape()
+    };
+    story(
+        five,
+        &[
+            on_primary(Kind::PowerLoss, 300 * MS, 1_200 * MS),
+            on_primary(Kind::PowerLoss, 2_600 * MS, 8_700 * MS),
+            on(2, Kind::PromotedByHand, 3_500 * MS, SEC),
+            on(1, Kind::PromotedByHand, 4_300 * MS, SEC),
+        ],
+    );
+}
+
+/// REST sent clients to a primary that was still being recovered: they read commits that no standby had,
+/// and that the next primary never had.
+#[test]
+fn clients_are_held_back_from_the_beginning_of_a_crash_recovery() {
+    let isolated = Fault {
+        dice: 7,
+        ..on_primary(Kind::Isolate, 3_500 * MS, 3 * SEC)
+    };
+    let killed = on_primary(Kind::GuardianKilled, 4_500 * MS, SEC);
+    for sync in ["on", "quorum"] {
+        story(
+            Shape { sync, ..shape() },
+            &[isolated.clone(), killed.clone()],
+        );
+    }
+}
+
+/// A leader that was lost soon after a switchover was waited for by everybody: the member that had handed
+/// over had lost its vote while it was on its way back, and then more votes were needed than there were
+/// voters. (In mode `on`, as in Patroni, nobody may lead before the first standby is in the key again.)
+#[test]
+fn a_leader_lost_soon_after_a_switchover_is_replaced() {
+    for quorum_failover in [true, false] {
+        let shape = Shape {
+            sync: "quorum",
+            quorum_failover,
+            ..shape()
+        };
+        let healthy = grow(&shape, 1, false).expect("a healthy cluster");
+        for step in 0..12 {
+            // From when the new leader has put itself into the key.
+            let lost = 1_600 * MS + step * 250 * MS;
+            let mut world = healthy.clone();
+            world.rng = fastrand::Rng::with_seed(step);
+            let faults = [
+                on_primary(Kind::Switchover, SEC, SEC),
+                on_primary(Kind::PowerLoss, lost, 100 * SEC),
+            ];
+            world.plan_faults(&faults);
+            world.run_for(lost + 20 * SEC);
+            assert_eq!(world.failed, None, "lost after {} ms", lost / MS);
+            let leader = world.leader();
+            assert!(leader.is_ok(), "lost after {} ms: {leader:?}", lost / MS);
+        }
+    }
 }

@@ -1,42 +1,23 @@
 //! The keys that mean something, to tell people about those that do not. Patroni ignores unknown keys
 //! silently; a typo then looks like a setting that does not work.
 
+use super::keys;
 use super::source::Origins;
 use serde_json::{Map, Value};
 
-const TOP: &[&str] = &[
-    "name",
-    "scope",
-    "namespace",
-    "thread_pool_size",
-    "thread_stack_size",
-    "log",
-    "restapi",
-    "ctl",
-    "bootstrap",
-    "postgresql",
-    "watchdog",
+/// Sections that mean something here beside [`keys::KEYS`]: other stores, which are refused elsewhere,
+/// and what the control tool once had.
+const OTHERS: &[&str] = &[
     "tags",
     "citus",
-    "etcd3",
     "etcd",
     "consul",
     "zookeeper",
     "exhibitor",
     "kubernetes",
     "raft",
-    "garden",
-    // Dynamic ones, ignored here; a sentence of their own says so.
-    "ttl",
-    "loop_wait",
-    "retry_timeout",
-    "standby_cluster",
-    // The control tool's old section.
     "dcs_api",
 ];
-
-/// Our own section of the local file.
-const GARDEN: &[&str] = &["pid_namespace"];
 
 /// Dynamic keys that Patroni ignores in a file (`configuration.md` 2.1).
 const DYNAMIC_ONLY: &[&str] = &[
@@ -65,123 +46,10 @@ const DYNAMIC_ONLY: &[&str] = &[
     "ignore_slots",
 ];
 
-const LOG: &[&str] = &[
-    "type",
-    "level",
-    "traceback_level",
-    "format",
-    "dateformat",
-    "static_fields",
-    "max_queue_size",
-    "dir",
-    "mode",
-    "file_size",
-    "file_num",
-    "loggers",
-    "deduplicate_heartbeat_logs",
-];
-
-const RESTAPI: &[&str] = &[
-    "listen",
-    "connect_address",
-    "authentication",
-    "certfile",
-    "keyfile",
-    "keyfile_password",
-    "cafile",
-    "ciphers",
-    "verify_client",
-    "allowlist",
-    "allowlist_include_members",
-    "http_extra_headers",
-    "https_extra_headers",
-    "request_queue_size",
-    "server_tokens",
-    "thread_pool_size",
-];
-
-const CTL: &[&str] = &[
-    "authentication",
-    "insecure",
-    "cacert",
-    "certfile",
-    "keyfile",
-    "keyfile_password",
-];
-
-const ETCD: &[&str] = &[
-    "host",
-    "hosts",
-    "port",
-    "url",
-    "proxy",
-    "use_proxies",
-    "srv",
-    "discovery_srv",
-    "srv_domain",
-    "srv_suffix",
-    "protocol",
-    "username",
-    "password",
-    "cacert",
-    "cert",
-    "key",
-];
-
-const WATCHDOG: &[&str] = &["mode", "device", "safety_margin", "driver"];
-
-/// Keys of `postgresql`; any other key that holds a mapping may be a replica method.
-pub(super) const POSTGRESQL: &[&str] = &[
-    "listen",
-    "connect_address",
-    "proxy_address",
-    "data_dir",
-    "config_dir",
-    "bin_dir",
-    "bin_name",
-    "pgpass",
-    "authentication",
-    "parameters",
-    "parameters_primary",
-    "parameters_replica",
-    "parameters_standby_leader",
-    "pg_hba",
-    "pg_hba_primary",
-    "pg_hba_replica",
-    "pg_hba_standby_leader",
-    "pg_ident",
-    "pg_ident_primary",
-    "pg_ident_replica",
-    "pg_ident_standby_leader",
-    "recovery_conf",
-    "custom_conf",
-    "use_pg_rewind",
-    "rewind",
-    "remove_data_directory_on_rewind_failure",
-    "remove_data_directory_on_diverged_timelines",
-    "create_replica_methods",
-    "create_replica_method",
-    "basebackup",
-    "callbacks",
-    "pre_promote",
-    "before_stop",
-    "pg_ctl_timeout",
-    "use_slots",
-    "use_unix_socket",
-    "use_unix_socket_repl",
-    "database",
-    "config_base_name",
-    "krbsrvname",
-    // Old forms.
-    "name",
-    "replication",
-    "superuser",
-    "pg_rewind",
-];
-
 /// A sentence for each key that means nothing.
 pub(super) fn unknown_keys(doc: &Map<String, Value>, origins: &Origins) -> Vec<String> {
     let mut notes = Vec::new();
+    let top = [keys::of("").as_slice(), OTHERS].concat();
     for key in doc.keys() {
         if DYNAMIC_ONLY.contains(&key.as_str()) {
             notes.push(format!(
@@ -189,34 +57,24 @@ pub(super) fn unknown_keys(doc: &Map<String, Value>, origins: &Origins) -> Vec<S
                  edit-config), which bootstrap.dcs starts",
                 origins.of(key)
             ));
-        } else if !TOP.contains(&key.as_str()) {
-            notes.push(unknown(key, key, TOP, origins));
+        } else if !top.contains(&key.as_str()) {
+            notes.push(unknown(key, key, &top, origins));
         }
     }
-    for (section, known) in [
-        ("log", LOG),
-        ("restapi", RESTAPI),
-        ("ctl", CTL),
-        ("etcd3", ETCD),
-        ("watchdog", WATCHDOG),
-        ("garden", GARDEN),
-    ] {
+    for section in ["log", "restapi", "ctl", "etcd3", "watchdog", "garden"] {
+        let known = keys::of(section);
         let Some(map) = doc.get(section).and_then(Value::as_object) else {
             continue;
         };
         for key in map.keys().filter(|key| !known.contains(&key.as_str())) {
-            notes.push(unknown(&format!("{section}.{key}"), key, known, origins));
+            notes.push(unknown(&format!("{section}.{key}"), key, &known, origins));
         }
     }
     if let Some(map) = doc.get("postgresql").and_then(Value::as_object) {
+        let known = keys::of("postgresql");
         for (key, value) in map {
-            if !POSTGRESQL.contains(&key.as_str()) && !value.is_object() {
-                notes.push(unknown(
-                    &format!("postgresql.{key}"),
-                    key,
-                    POSTGRESQL,
-                    origins,
-                ));
+            if !known.contains(&key.as_str()) && !value.is_object() {
+                notes.push(unknown(&format!("postgresql.{key}"), key, &known, origins));
             }
         }
         if map.contains_key("use_slots") {
@@ -270,10 +128,11 @@ mod tests {
 
     #[test]
     fn a_typo_has_a_suggestion_and_a_stranger_has_none() {
-        assert_eq!(nearest("postgresq", TOP), Some("postgresql"));
-        assert_eq!(nearest("safety_magrin", WATCHDOG), Some("safety_margin"));
-        assert_eq!(nearest("monitoring", TOP), None);
-        assert_eq!(nearest("x", TOP), None);
+        let (top, watchdog) = (keys::of(""), keys::of("watchdog"));
+        assert_eq!(nearest("postgresq", &top), Some("postgresql"));
+        assert_eq!(nearest("safety_magrin", &watchdog), Some("safety_margin"));
+        assert_eq!(nearest("monitoring", &top), None);
+        assert_eq!(nearest("x", &top), None);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The command line: `patronictl`'s, and our own commands on top (`cli.md` 1 and 8).
 
+use crate::manual::{Completion, Man};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -85,6 +86,10 @@ pub enum Command {
     Explain(Explain),
     /// Look for what would go wrong
     Doctor(OneCluster),
+    /// Print the completion script of a shell
+    Completion(Completion),
+    /// Write man pages into a directory
+    Man(Man),
 }
 
 /// `--group`, which every command takes.

@@ -6,6 +6,7 @@
 //! ```
 
 mod checks;
+mod moving;
 
 use super::args::OneCluster;
 use super::error::{CtlError, CtlResult};

@@ -52,6 +52,37 @@ pub enum CtlError {
     },
 }
 
+impl CtlError {
+    /// What to do next, where one can know.
+    pub fn advice(&self) -> Option<&'static str> {
+        match self {
+            Self::Etcd(EtcdError::Unreachable { .. } | EtcdError::NoEndpoints) => Some(
+                "see that etcd runs and that section etcd3 of the configuration (-c FILE) names it, or name \
+                 it with -d etcd3://HOST:2379/NAMESPACE",
+            ),
+            Self::Etcd(EtcdError::Credentials(_)) => Some(
+                "set etcd3.username and etcd3.password, or PATRONI_ETCD3_USERNAME and _PASSWORD",
+            ),
+            Self::Ambiguous(_) => Some(
+                "look with show-config or list whether it has happened before it is done once more",
+            ),
+            Self::Member { source, .. } => Some(match source {
+                HttpError::Url(_) => {
+                    "its agent has published no address: see restapi.connect_address there"
+                }
+                HttpError::Connect { .. } => {
+                    "see that its agent runs there and that its port can be reached from here; `gardenctl \
+                     doctor` asks all of them. Members after it were not asked"
+                }
+                HttpError::Broken(_) | HttpError::Timeout(_) => {
+                    "the request may have been carried out: look with `gardenctl list` before it is repeated"
+                }
+            }),
+            _ => None,
+        }
+    }
+}
+
 /// What commands return.
 pub type CtlResult<T> = Result<T, CtlError>;
 
@@ -75,4 +106,30 @@ pub fn chain(err: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_request_that_may_have_been_carried_out_is_not_simply_repeated() {
+        let lost = |source| CtlError::Member {
+            member: String::from("a"),
+            source,
+        };
+        let advice = lost(HttpError::Timeout(Duration::ZERO)).advice();
+        assert!(advice.is_some_and(|text| text.contains("before it is repeated")));
+        let refused = HttpError::Connect {
+            address: String::from("a:1"),
+            source: io::ErrorKind::ConnectionRefused.into(),
+        };
+        assert!(
+            lost(refused)
+                .advice()
+                .is_some_and(|text| text.contains("doctor"))
+        );
+        assert_eq!(CtlError::Says(String::from("x")).advice(), None);
+    }
 }

@@ -175,8 +175,16 @@ async fn go(session: &Session, cluster: &Cluster, wish: Wish, force: bool) -> Ct
         confirm_wish(cluster, &wish)?;
     }
     let progress = Progress::start(format!("{} of {}", wish.kind.name(), cluster.scope));
-    let answer = ask(session, cluster, &wish).await;
-    progress.end();
+    let both: Vec<_> = [
+        cluster.leader().map(MemberName::as_str),
+        wish.candidate.as_deref(),
+    ]
+    .into_iter()
+    .flatten()
+    .filter_map(|name| cluster.member(name))
+    .collect();
+    let asked = ask(session, cluster, &wish);
+    let answer = progress.during(session, &both, asked).await;
     let (title, name) = (wish.kind.title(), wish.kind.name());
     let answer = match answer {
         Ok(answer) => answer,

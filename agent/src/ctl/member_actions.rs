@@ -67,10 +67,8 @@ pub async fn restart(session: &Session, args: Restart) -> CtlResult<()> {
             flush_one(session, (name, record), Quiet::WhenDone).await?;
         }
         let progress = Progress::start(format!("restarting {name}"));
-        let answer = session
-            .demand(name, record, Method::POST, "restart", Some(body.clone()))
-            .await?;
-        progress.end();
+        let asked = session.demand(name, record, Method::POST, "restart", Some(body.clone()));
+        let answer = progress.during(session, &[(name, record)], asked).await?;
         say!(
             "{}",
             match answer.status.as_u16() {
@@ -230,9 +228,10 @@ async fn reinit_one(
 }
 
 async fn wait_for_copies(session: &Session, mut waiting: Vec<Chosen<'_>>) -> CtlResult<()> {
-    let mut progress = Progress::start(format!("copying {}", names(&waiting)));
+    let progress = Progress::start(String::from("copying"));
     while !waiting.is_empty() {
-        tokio::time::sleep(REINIT_POLL).await;
+        let pause = tokio::time::sleep(REINIT_POLL);
+        progress.during(session, &waiting, pause).await;
         let mut still = Vec::new();
         for (name, record) in waiting {
             let answer = session
@@ -244,13 +243,10 @@ async fn wait_for_copies(session: &Session, mut waiting: Vec<Chosen<'_>>) -> Ctl
                 still.push((name, record));
                 continue;
             }
-            progress.end();
             say!("Reinitialize is completed on: {name}");
-            progress = Progress::start(String::from("copying"));
         }
         waiting = still;
     }
-    progress.end();
     Ok(())
 }
 

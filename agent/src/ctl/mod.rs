@@ -37,9 +37,10 @@ mod timeline;
 
 use crate::cli::{PATRONI_VERSION, VERSION};
 use crate::config::LogConfig;
+use crate::manual;
 use crate::telemetry;
 use args::{Cli, Command};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use error::{CtlError, CtlResult, chain};
 use serde_json::Value;
 use session::Session;
@@ -58,6 +59,11 @@ use {say, sayn};
 
 /// Worker threads beside the one that runs the command.
 const WORKERS: usize = 1;
+
+/// The definition of the command line.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
 
 /// Runs the command line and prints its error.
 pub fn main() -> ExitCode {
@@ -98,6 +104,9 @@ pub fn main() -> ExitCode {
         }
         Err(err) => {
             eprintln!("Error: {}", chain(&err));
+            if let Some(advice) = err.advice() {
+                eprintln!("Hint: {advice}.");
+            }
             ExitCode::FAILURE
         }
     }
@@ -137,6 +146,17 @@ async fn run(cli: Cli) -> CtlResult<()> {
     {
         return show::version(None, args.clone(), &own_version()).await;
     }
+    let written = match &cli.command {
+        Command::Completion(args) => Some(manual::complete(command(), args.shell)),
+        Command::Man(args) => Some(manual::pages(command(), &args.directory)),
+        _ => None,
+    };
+    if let Some(written) = written {
+        return written.map_err(|source| CtlError::Io {
+            what: String::from("failed to write"),
+            source,
+        });
+    }
     let session = Session::open(&cli.global)?;
     let session = &session;
     match cli.command {
@@ -162,5 +182,7 @@ async fn run(cli: Cli) -> CtlResult<()> {
         Command::Timeline(args) => timeline::timeline(session, args).await,
         Command::Explain(args) => explain::explain(session, args).await,
         Command::Doctor(args) => doctor::doctor(session, args).await,
+        // Done above, since they need no configuration.
+        Command::Completion(_) | Command::Man(_) => Ok(()),
     }
 }

@@ -58,17 +58,14 @@ pub(crate) struct Renewal {
     /// As last known to be committed.
     base: LeaseRecord,
     held: HeldRecord,
+    /// The furthest deadline that was ever earned in this tenure: the guardian may still have it.
+    furthest: MonoTime,
     /// When the first attempt of the renewal under way was sent.
     first_send: Option<MonoTime>,
     /// Whether this process has committed a renewal. Before, an attempt of the process that held the
     /// record earlier may still be under way.
     settled: bool,
 }
-
-/// How far ahead of an adopted record the first renewal counts. Two, so that it cannot be taken for
-/// the renewal that the earlier process may have left under way: that one was sent earlier than ours
-/// and so carries an earlier deadline.
-const ADOPTED_SEQ_STEP: u64 = 2;
 
 /// What the record turned out to be after a compare failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +84,7 @@ impl Renewal {
         Self {
             base,
             held,
+            furthest: held.sent_at + held.length,
             first_send: None,
             settled: false,
         }
@@ -107,25 +105,25 @@ impl Renewal {
     }
 
     /// The record that the renewal writes.
-    fn next(&self, terms: &Terms) -> LeaseRecord {
+    fn next(&self, terms: &Terms, now: MonoTime) -> LeaseRecord {
         let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        // L is lowered first, then W. Until the deadline of a longer lease is near, others must wait for
+        // that one: we may not learn that this renewal counts, and the guardian may not hear of it.
+        let longer = self.furthest > now + terms.length;
+        let before = if longer { self.base.w_ms } else { 0 };
         LeaseRecord {
-            seq: self.base.seq.saturating_add(self.step()),
+            seq: self.base.seq.saturating_add(1),
             state: RecordState::Held,
             l_ms: millis(terms.length),
-            w_ms: millis(terms.wait),
+            w_ms: millis(terms.wait).max(before),
             members: terms.members.clone(),
             final_position: None,
             ..self.base.clone()
         }
     }
 
-    fn step(&self) -> u64 {
-        if self.settled { 1 } else { ADOPTED_SEQ_STEP }
-    }
-
     /// One attempt, sent at `now`: what it writes, and how. Repeated attempts write the same record over
-    /// the same revision. `/leader` is written with it under the compare `leader`, so that it never
+    /// the same revision, but for lengths that have changed meanwhile. `/leader` is written with it under the compare `leader`, so that it never
     /// replaces that of a member which has taken it by other rules; it is left out while there is no
     /// session to put it on, or after that compare has failed: it is for others to see, and the record
     /// must not wait for it.
@@ -136,7 +134,7 @@ impl Renewal {
         leader: Option<Compare>,
     ) -> (LeaseRecord, Txn) {
         self.first_send.get_or_insert(now);
-        let next = self.next(terms);
+        let next = self.next(terms, now);
         let mut then = vec![Op::put(Key::Record, next.to_value())];
         let mut when = vec![Compare::Unchanged(Key::Record, self.held.modified)];
         if let Some(compare) = leader {
@@ -157,6 +155,7 @@ impl Renewal {
             seq: written.seq,
             ..self.held
         };
+        self.furthest = self.furthest.max(sent_at + length);
         self.base = written;
         self.settled = true;
         self.held
@@ -176,8 +175,8 @@ impl Renewal {
             && record.session == self.base.session
             && record.owner == self.base.owner
             && record.state == RecordState::Held;
-        let sent = self.base.seq.saturating_add(self.step());
-        if mine && self.first_send.is_some() && record.seq == sent {
+        let sent = self.base.seq.saturating_add(1);
+        if mine && self.settled && self.first_send.is_some() && record.seq == sent {
             return Resolved::Renewed(self.committed(record, modified));
         }
         if modified == self.held.modified {
@@ -185,7 +184,8 @@ impl Renewal {
             return Resolved::Again;
         }
         if mine && !self.settled {
-            // The earlier process renewed once more. Its deadline is not known here, so ours stays.
+            // Either our attempt, or one that an earlier process left under way: sent before ours, it
+            // earns less than ours would. Nothing tells the two apart, so the deadline stays.
             (self.held.modified, self.held.seq) = (modified, record.seq);
             (self.base, self.first_send) = (record, None);
             return Resolved::Again;
@@ -270,7 +270,7 @@ mod tests {
         assert_eq!((&first, &txn), (&second, &again));
         assert_eq!(txn.when, [Compare::Unchanged(Key::Record, Revision(11))]);
         let held = renewal.committed(second, Revision(12));
-        assert_eq!((held.sent_at, held.seq, held.length), (MonoTime(100), 8, L));
+        assert_eq!((held.sent_at, held.seq, held.length), (MonoTime(100), 7, L));
     }
 
     #[test]
@@ -284,7 +284,7 @@ mod tests {
         };
         assert_eq!(
             (held.sent_at, held.modified, held.seq),
-            (MonoTime(100), Revision(15), 8)
+            (MonoTime(100), Revision(15), 7)
         );
     }
 
@@ -294,17 +294,17 @@ mod tests {
             LeaseRecord {
                 epoch: Epoch(4),
                 owner: "b".into(),
-                ..record(8)
+                ..record(7)
             },
             LeaseRecord {
                 session: String::from("other"),
-                ..record(8)
+                ..record(7)
             },
             LeaseRecord {
                 state: RecordState::Released,
-                ..record(8)
+                ..record(7)
             },
-            record(9),
+            record(8),
         ];
         for thief in thieves {
             let mut renewal = settled();
@@ -316,20 +316,46 @@ mod tests {
         assert!(matches!(renewal.resolve(None), Resolved::Lost(_)));
     }
 
+    /// The model found it: the first renewal with a shorter L and W was committed, but not answered, or the
+    /// guardian was frozen and did not hear of it. Whoever waited the shorter W was a second primary beside
+    /// the deadline of the longer L.
+    #[test]
+    fn others_wait_less_only_when_the_longer_deadline_is_near() {
+        let at = |seconds: u64| MonoTime(seconds * 1_000_000_000);
+        let mut renewal = adopted();
+        let shorter = Terms {
+            length: Duration::from_secs(5),
+            wait: Duration::from_millis(5600),
+            ..terms()
+        };
+        let mut lengths = Vec::new();
+        for second in [1, 2, 4] {
+            let (written, _) = renewal.attempt(&shorter, at(second), None);
+            lengths.push((written.l_ms, written.w_ms));
+            renewal.committed(written, Revision(12));
+        }
+        assert_eq!(lengths, [(5000, 8600), (5000, 8600), (5000, 5600)]);
+        let (longer, _) = renewal.attempt(&terms(), at(5), None);
+        assert_eq!((longer.l_ms, longer.w_ms), (8000, 8600));
+    }
+
     #[test]
     fn a_read_from_before_the_refusal_is_repeated() {
         let mut renewal = settled();
         renewal.attempt(&terms(), MonoTime(100), None);
         assert_eq!(
-            renewal.resolve(Some(&entry(&record(7), 11))),
+            renewal.resolve(Some(&entry(&record(6), 11))),
             Resolved::Again
         );
     }
 
+    /// The model found it with two restarts: the renewal of the first restarted agent arrived late, and
+    /// carried just the counter that the second one had sent, which took the later deadline.
     #[test]
-    fn an_earlier_process_extends_no_deadline() {
+    fn an_earlier_process_extends_no_deadline_whatever_it_counted() {
         let mut renewal = adopted();
-        renewal.attempt(&terms(), MonoTime(100), None);
+        let (sent, _) = renewal.attempt(&terms(), MonoTime(100), None);
+        assert_eq!(sent, record(6));
         assert_eq!(
             renewal.resolve(Some(&entry(&record(6), 12))),
             Resolved::Again
@@ -337,6 +363,6 @@ mod tests {
         let (written, txn) = renewal.attempt(&terms(), MonoTime(200), None);
         assert_eq!(txn.when, [Compare::Unchanged(Key::Record, Revision(12))]);
         let held = renewal.committed(written, Revision(13));
-        assert_eq!((held.sent_at, held.seq), (MonoTime(200), 8));
+        assert_eq!((held.sent_at, held.seq), (MonoTime(200), 7));
     }
 }

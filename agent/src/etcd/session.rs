@@ -65,6 +65,8 @@ pub(crate) struct SessionLoop {
     changes: watch::Receiver<u64>,
     lease: Option<Lease>,
     stream: Option<Stream>,
+    /// `/leader` has hung on this lease as far as the member loop knew, and may still do so in its eyes.
+    led: bool,
 }
 
 fn ttl_of(goal: &LeaseGoal) -> Duration {
@@ -88,6 +90,7 @@ impl SessionLoop {
             changes,
             lease: None,
             stream: None,
+            led: false,
         }
     }
 
@@ -150,14 +153,20 @@ impl SessionLoop {
             asked: ttl,
         });
         self.stream = None;
+        self.led = false;
         self.tools.shared.set_session(id);
         self.tools.tell(LeaseEvent::Session(session));
         // A leader confirms its key on the new lease at once.
         Duration::ZERO
     }
 
-    /// One keepalive, and for a leader the proof that `/leader` is still its own.
+    /// One keepalive, and for a leader the proof that `/leader` is still its own. Without it the member loop
+    /// hears of no keepalive: what it has seen of `/leader` may be old, and a server that the guardian has
+    /// ended would be started again for a lease that counts for nothing (S2).
     async fn keep(&mut self, lease: Lease, goal: &LeaseGoal) -> Duration {
+        // With a record in force nothing is read from `/leader`.
+        let by_record = matches!(goal, LeaseGoal::Record { .. });
+        self.led = !by_record && (self.led || leads(goal));
         let length = lease.session.ttl;
         let every = (length / 10).clamp(BEAT_EVERY_MIN, BEAT_EVERY_MAX);
         if leads(goal) && !self.tools.shared.progressing(length) {
@@ -168,10 +177,7 @@ impl SessionLoop {
         let beat = match self.beat_somewhere(lease.session.id, limit).await {
             Ok(beat) => beat,
             Err(Fault::LeaseGone) => {
-                self.lease = None;
-                self.stream = None;
-                self.tools.shared.set_session(LeaseId(0));
-                self.tools.tell(LeaseEvent::SessionLost(lease.session.id));
+                self.lose(lease.session.id);
                 return Duration::ZERO;
             }
             Err(fault) => {
@@ -187,21 +193,27 @@ impl SessionLoop {
             ..lease.session
         };
         self.lease = Some(Lease { session, ..lease });
-        self.tools.tell(LeaseEvent::Session(session));
-        if !leads(goal) {
+        if !self.led {
+            self.tools.tell(LeaseEvent::Session(session));
             return every;
         }
         match self.leader_is_ours(&beat, session.id, limit).await {
             Ok(true) => {
                 let deadline = session.sent_at + length.saturating_sub(COMPATIBLE_MARGIN);
                 self.tools.shared.renewed(Epoch(0), deadline, leads);
+                self.tools.tell(LeaseEvent::Session(session));
                 every
             }
-            Ok(false) => {
+            Ok(false) if leads(goal) => {
                 let why = format!("/leader does not hang on our lease {}", session.id);
                 self.tools.tell(LeaseEvent::Refused(why));
                 // The member loop may be about to put it there.
                 BEAT_EVERY_MIN
+            }
+            Ok(false) => {
+                // Leadership has run out meanwhile. On another lease no old news can bring it back.
+                self.lose(session.id);
+                Duration::ZERO
             }
             Err(fault) => {
                 tracing::debug!(
@@ -211,6 +223,13 @@ impl SessionLoop {
                 RETRY_PAUSE
             }
         }
+    }
+
+    fn lose(&mut self, id: LeaseId) {
+        self.lease = None;
+        self.stream = None;
+        self.tools.shared.set_session(LeaseId(0));
+        self.tools.tell(LeaseEvent::SessionLost(id));
     }
 
     /// A keepalive on one endpoint after the other, each once.

@@ -102,14 +102,15 @@ impl View {
         }
     }
 
-    /// Folds in what we committed.
+    /// Folds in what we committed, unless the watch was faster: it has brought all up to its revision, and what
+    /// others have changed since must not come back.
     pub(crate) fn own(&self, txn: &Txn, session: LeaseId, revision: Revision) {
         let mut inner = self.lock();
         if inner.own.len() == OWN_COMMITS_MAX {
             inner.own.pop_front();
         }
         inner.own.push_back((txn.clone(), session, revision));
-        if inner.live {
+        if inner.live && revision > inner.watched {
             inner.snapshot.apply_own(txn, session, revision);
             self.announce(&inner);
         }
@@ -186,6 +187,25 @@ mod tests {
         view.list(world(6), true);
         assert!(view.current().is_some_and(|s| s.entries.is_empty()));
         view.list(world(4), false);
+        assert!(view.current().is_some_and(|s| s.entries.is_empty()));
+    }
+
+    /// The answer to a renewal came after the news that somebody had deleted what it wrote: the deleted key
+    /// stood in the view for ever, and nobody wrote it again.
+    #[test]
+    fn an_answer_that_the_watch_has_overtaken_brings_nothing_back() {
+        let view = View::new(Outbox::nowhere());
+        view.list(world(4), true);
+        let put = Txn::always(vec![Op::put(Key::Leader, "a")]);
+        let entry = Entry {
+            value: "a".into(),
+            lease: LeaseId(0),
+            created: Revision(5),
+            modified: Revision(5),
+        };
+        view.changes(vec![Change::Put("leader".into(), entry)]);
+        view.changes(vec![Change::Delete("leader".into(), Revision(6))]);
+        view.own(&put, LeaseId(0), Revision(5));
         assert!(view.current().is_some_and(|s| s.entries.is_empty()));
     }
 

@@ -192,14 +192,16 @@ pub fn canonical(data_dir: &Path) -> PathBuf {
 
 /// The abstract socket of the guardian of this data directory: one name, so only one process can hold
 /// it, and with it the right to run this PostgreSQL. Containers may share a network namespace, and so
-/// the names in it, without sharing files: the device of the directory above tells them apart.
+/// the names in it, without sharing files: the device of the directory above tells them apart, or where that
+/// is not there before the cluster is made, of the next one above, which it will be made in.
 ///
 /// # Errors
 /// Never in practice: the name is short enough.
 fn socket_address(data_dir: &Path) -> std::io::Result<SocketAddr> {
     let uid = nix::unistd::geteuid();
-    let parent = data_dir.parent().unwrap_or(data_dir);
-    let device = parent.metadata().map(|m| m.dev()).unwrap_or(0);
+    let mut above = data_dir.ancestors().skip(1);
+    let device = above.find_map(|directory| directory.metadata().ok());
+    let device = device.map_or(0, |found| found.dev());
     let mut hash = Fnv::default();
     hash.write(data_dir.as_os_str().as_bytes());
     hash.write(&device.to_ne_bytes());
@@ -244,6 +246,18 @@ mod tests {
         let back = CommandLine::try_parse_from(&words).unwrap().args;
         assert_eq!(back.to_words(), words);
         assert!(CommandLine::try_parse_from(["guardian"]).is_err());
+    }
+
+    #[test]
+    fn a_guardian_has_one_name_before_and_after_its_cluster_is_made() {
+        let base = std::env::temp_dir().join(format!("garden-above-{}", std::process::id()));
+        std::fs::create_dir_all(&base).unwrap();
+        let data_dir = base.join("15/main");
+        let name = || socket_address(&data_dir).unwrap();
+        let before = name();
+        std::fs::create_dir_all(&data_dir).unwrap();
+        assert_eq!(name().as_abstract_name(), before.as_abstract_name());
+        std::fs::remove_dir_all(&base).unwrap();
     }
 
     #[test]

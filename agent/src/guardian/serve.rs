@@ -319,8 +319,13 @@ impl Guardian {
             // With it the kernel ends the whole namespace; the passes below see to that.
             init.kill();
         }
+        // Nobody of ours is here and no lease is held: the data directory may have been handed to Patroni,
+        // whose next server is no orphan. What our own child left behind came to us, and still ends.
+        let handed_over = sweep.cause == Cause::Orphans
+            && self.clock.armed().is_none()
+            && !self.agents.is_connected();
         let scope = fence::Scope {
-            data_dir: Some(self.data_dir.as_os_str().as_bytes()),
+            data_dir: (!handed_over).then(|| self.data_dir.as_os_str().as_bytes()),
             postmaster: self.postmaster.as_ref().map(|p| p.process),
             under: Some(getpid().as_raw()),
             spared: &self.spared,

@@ -8,20 +8,16 @@ use nix::sys::timer::{Expiration as TimerExpiration, Timer, TimerSetTimeFlags};
 use nix::sys::timerfd::{
     ClockId as FdClock, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags as FdFlags,
 };
-use nix::time::{ClockId, clock_gettime};
+use nix::time::ClockId;
 use proto::fence::Moment;
-use proto::time::MonoTime;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::Duration;
 
 /// Now, on both clocks.
 pub fn moment() -> Moment {
-    // Both exist since Linux 2.6.39; a kernel without them cannot run this program.
-    let raw =
-        clock_gettime(ClockId::CLOCK_MONOTONIC_RAW).expect("the kernel has CLOCK_MONOTONIC_RAW");
     Moment {
         boot: crate::clock::now(),
-        raw: MonoTime::default() + Duration::from(raw),
+        raw: crate::clock::raw(),
     }
 }
 

@@ -6,7 +6,7 @@ use crate::guardian::{Basis, GuardianError};
 use crate::peers::FailsafeMessage;
 use proto::core::Decision;
 use proto::core::decision::{Action, LeaseGoal, Wish, WishOutcome};
-use proto::core::job::{Job, Upstream};
+use proto::core::job::Job;
 use proto::core::observation::{Process, RunningJob, Sql, Task, TaskResult};
 use proto::core::txns;
 use proto::dcs::txn::TxnOutcome;
@@ -57,7 +57,7 @@ impl Member {
             }
             Action::Slots(plan) => {
                 self.begin(Task::Slots);
-                self.postgres.slots(plan, self.leader_upstream());
+                self.postgres.slots(plan);
             }
             Action::AskPeers { peers, limit } => self.ask_peers(peers, limit),
             Action::AskLineage { leader, upstream } => {
@@ -71,6 +71,10 @@ impl Member {
             }
             Action::Withdraw(epoch) => self.withdraw(epoch),
             Action::NoteWalEpoch(epoch) => self.postgres.note_wal_epoch(epoch),
+            Action::ClearMark => {
+                self.begin(Task::ClearMark);
+                self.postgres.clear_mark();
+            }
             Action::ResumeReplay => self.postgres.resume_replay(),
             Action::Callback { event, role } => self.postgres.callback(event, role),
             Action::Answer { wish, outcome } => self.answer(wish, outcome),
@@ -129,19 +133,6 @@ impl Member {
             (false, false) => Basis::Unknown,
         };
         told("disarm", self.guardian.disarm_because(epoch, basis));
-    }
-
-    fn leader_upstream(&self) -> Upstream {
-        let view = self.observation.dcs.view.as_ref();
-        let leader = view.and_then(|view| {
-            let name = view.leader_name()?;
-            let conn_url = view.member(name)?.conn_url.clone()?;
-            Some(Upstream::Member {
-                name: name.clone(),
-                conn_url,
-            })
-        });
-        leader.unwrap_or_default()
     }
 
     /// Commits in the background. Whatever leaves the view in doubt is followed by a read before the
@@ -232,8 +223,11 @@ impl Member {
 
     /// The key goes first; only when it is taken back for certain may the disk forget (S19).
     fn withdraw(&mut self, epoch: Epoch) {
+        let Some(view) = &self.observation.dcs.view else {
+            return;
+        };
+        let txn = txns::withdraw(view, &self.settings);
         self.begin(Task::Fence);
-        let txn = txns::withdraw(&self.settings);
         let (etcd, done, postgres) = (self.etcd.clone(), self.done.clone(), self.postgres.clone());
         tokio::spawn(async move {
             match etcd.commit(&txn, COMMIT_LIMIT).await {

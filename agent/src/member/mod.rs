@@ -161,6 +161,8 @@ struct Member {
     claimed: Option<(LeaseRecord, MonoTime)>,
     /// What the guardian told of the tenure of the agent before us.
     inherited: Option<HeldRecord>,
+    /// When the revision of the record that stands was first seen.
+    record_first_seen: proto::fence::Moment,
     restart_replies: BTreeMap<u64, ReplyTo>,
     /// A dynamic document that cannot be applied, complained about once.
     refused_dynamic: Option<Map<String, Value>>,

@@ -9,7 +9,8 @@ use proto::core::Decision;
 use proto::core::observation::{Armed, HeldRecord, Outcome, RecordSeen, Task, TaskResult};
 use proto::core::txns;
 use proto::dcs::txn::TxnOutcome;
-use proto::dcs::{ClusterView, LeaseRecord, RecordState, Snapshot};
+use proto::dcs::{ClusterView, LeaseRecord, RecordEntry, RecordState, Snapshot};
+use proto::fence::Moment;
 use proto::rest::Published;
 use proto::time::MonoTime;
 use std::sync::Arc;
@@ -66,8 +67,12 @@ impl Member {
                 }
             }
             LeaseEvent::Record(held) => {
-                if dcs.held.is_none_or(|before| before.epoch <= held.epoch) {
+                let before = dcs.held;
+                if before.is_none_or(|before| before.epoch <= held.epoch) {
                     dcs.held = Some(held);
+                }
+                if before.is_some_and(|b| b.epoch == held.epoch && b.length != held.length) {
+                    self.keep_tenure(self.observation.guardian.session.clone(), &held);
                 }
             }
             LeaseEvent::RecordLost { epoch, why } => {
@@ -94,6 +99,10 @@ impl Member {
                     modified: entry.modified,
                     since: now,
                 });
+                self.record_first_seen = Moment {
+                    boot: now,
+                    raw: clock::raw(),
+                };
             }
             None => dcs.record_seen = None,
         }
@@ -125,30 +134,27 @@ impl Member {
             .as_ref()
             .filter(|(claim, _)| claim.epoch == record.epoch);
         let inherited = self.inherited.filter(|held| held.epoch == record.epoch);
-        let sent_at = claimed
-            .map(|(_, at)| *at)
-            .or(inherited.map(|held| held.sent_at));
-        let Some(sent_at) = sent_at else { return };
-        let held = HeldRecord {
-            epoch: record.epoch,
-            sent_at,
-            length: Duration::from_millis(record.l_ms),
-            modified: entry.modified,
-            seq: record.seq,
+        let Some(held) = adopted(entry, claimed.map(|(_, at)| *at), inherited) else {
+            return;
         };
         self.hold_record(record.clone(), held);
     }
 
-    fn hold_record(&mut self, record: LeaseRecord, held: HeldRecord) {
+    /// Has the guardian keep what a later agent needs to go on in this tenure.
+    fn keep_tenure(&self, session: String, held: &HeldRecord) {
         let kept = super::Kept {
-            epoch: record.epoch.0,
-            length_ms: record.l_ms,
+            epoch: held.epoch.0,
+            length_ms: u64::try_from(held.length.as_millis()).unwrap_or(u64::MAX),
         };
         if let Ok(blob) = serde_json::to_vec(&kept)
-            && let Err(err) = self.guardian.keep(record.session.clone(), blob)
+            && let Err(err) = self.guardian.keep(session, blob)
         {
             tracing::warn!("the guardian keeps nothing for a later agent: {err}");
         }
+    }
+
+    fn hold_record(&mut self, record: LeaseRecord, held: HeldRecord) {
+        self.keep_tenure(record.session.clone(), &held);
         self.etcd.keeper().adopt_record(record, held);
         self.observation.dcs.held = Some(held);
         self.claimed = None;
@@ -270,6 +276,10 @@ impl Member {
     pub(super) fn look(&mut self, now: MonoTime) {
         let o = &mut self.observation;
         o.now = now;
+        if let Some(seen) = &mut o.dcs.record_seen {
+            let raw = clock::raw();
+            seen.since = standing_since(Moment { boot: now, raw }, self.record_first_seen);
+        }
         o.wall = clock::wall();
         o.dice = fastrand::u64(..);
         o.dcs.confirmed = o.dcs.view.is_some()
@@ -328,5 +338,94 @@ impl Member {
             cycle_micros: u64::try_from(micros).unwrap_or(u64::MAX),
         };
         self.published.send_replace(Arc::new(snapshot));
+    }
+}
+
+/// Since when a record has stood still for certain, by the clock that has seen less time pass since it was
+/// first seen: the boot clock may be slewed by several percent, and the raw one misses suspend (`safety.md`
+/// 2).
+fn standing_since(now: Moment, first: Moment) -> MonoTime {
+    now.boot - now.boot.since(first.boot).min(now.raw.since(first.raw))
+}
+
+/// What a record in our name has earned: since the claim was sent, or up to the deadline that the guardian
+/// kept. Its length is that of the deadline then: a renewal whose answer nobody has heard may have written
+/// another one since.
+fn adopted(
+    entry: &RecordEntry,
+    claimed: Option<MonoTime>,
+    inherited: Option<HeldRecord>,
+) -> Option<HeldRecord> {
+    let claimed = claimed.map(|at| (at, Duration::from_millis(entry.record.l_ms)));
+    let (sent_at, length) = claimed.or(inherited.map(|held| (held.sent_at, held.length)))?;
+    Some(HeldRecord {
+        epoch: entry.record.epoch,
+        sent_at,
+        length,
+        modified: entry.modified,
+        seq: entry.record.seq,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::dcs::RECORD_VERSION;
+    use proto::ids::{Epoch, Revision};
+
+    fn entry(l_ms: u64) -> RecordEntry {
+        let record = LeaseRecord {
+            v: RECORD_VERSION,
+            epoch: Epoch(3),
+            owner: "a".into(),
+            session: "s".into(),
+            seq: 9,
+            state: RecordState::Held,
+            l_ms,
+            w_ms: 8600,
+            members: Vec::new(),
+            final_position: None,
+        };
+        let text = record.to_value();
+        RecordEntry::parse(&text, Revision(20)).expect("just written")
+    }
+
+    #[test]
+    fn a_record_stands_still_for_as_long_as_the_slower_clock_says() {
+        let moment = |boot: u64, raw: u64| Moment {
+            boot: MonoTime(boot),
+            raw: MonoTime(raw),
+        };
+        for (now, stood) in [
+            (moment(1_900, 590), 90),
+            // The boot clock is slewed forward, or backward, or a suspend lies between.
+            (moment(1_978, 590), 90),
+            (moment(1_900, 670), 100),
+            (moment(9_900, 590), 90),
+        ] {
+            let first = moment(1_800, 500);
+            let since = standing_since(now, first);
+            assert_eq!(now.boot.since(since).as_nanos(), stood);
+        }
+    }
+
+    /// The model found it: the lease was lengthened while it was held, the agent was restarted, and counted
+    /// the longer lease from a moment that belonged to the shorter one.
+    #[test]
+    fn a_restarted_agent_holds_until_the_deadline_of_the_guardian_and_no_longer() {
+        let second = |n: u64| MonoTime(n * 1_000_000_000);
+        let kept = HeldRecord {
+            epoch: Epoch(3),
+            sent_at: second(15),
+            length: Duration::from_secs(5),
+            modified: Revision(0),
+            seq: 0,
+        };
+        let held = adopted(&entry(8000), None, Some(kept)).expect("inherited");
+        assert_eq!(held.sent_at + held.length, second(20));
+        assert_eq!((held.modified, held.seq), (Revision(20), 9));
+        let held = adopted(&entry(8000), Some(second(12)), None).expect("claimed");
+        assert_eq!(held.sent_at + held.length, second(20));
+        assert_eq!(adopted(&entry(8000), None, None), None);
     }
 }

@@ -9,7 +9,7 @@ use crate::guardian::GuardianError;
 use crate::guardian::client::{AttachOptions, GuardianClient, Hello};
 use crate::journal::Journal;
 use crate::peers::Peers;
-use crate::postgres::{PgContext, Postgres, pgdata};
+use crate::postgres::{Copied, PgContext, Postgres, pgdata};
 use crate::rest::{RestError, RestState};
 use crate::telemetry::TelemetryGuard;
 use crate::tls::TlsError;
@@ -125,6 +125,7 @@ pub async fn run(
         peers: member.member.peers.clone(),
         config: member.member.config.subscribe(),
         journal: member.member.journal.reader(),
+        copied: member.copied,
     };
     member.member.rest = Some(crate::rest::serve(state).await?);
     crate::systemd::ready();
@@ -278,6 +279,7 @@ struct Assembled {
     rest_events: mpsc::Receiver<crate::rest::RestRequest>,
     postgres_events: mpsc::Receiver<crate::postgres::PgEvent>,
     done_events: mpsc::Receiver<super::Done>,
+    copied: Copied,
 }
 
 fn assemble(parts: Parts) -> Assembled {
@@ -300,6 +302,7 @@ fn assemble(parts: Parts) -> Assembled {
     let (cluster, cluster_reader) = watch::channel(Arc::new(settings.cluster.clone()));
     let (config, config_reader) = watch::channel(Arc::new(config));
     let context = PgContext::new(config_reader, cluster_reader);
+    let copied = context.copied.clone();
     let (postgres, postgres_events) = Postgres::spawn(context, guardian.clone());
     let settings = Arc::new(settings);
     let (published, _) = watch::channel(Arc::new(Published::starting(
@@ -338,6 +341,7 @@ fn assemble(parts: Parts) -> Assembled {
         next_wish: 0,
         claimed: None,
         inherited: None,
+        record_first_seen: proto::fence::Moment::default(),
         restart_replies: BTreeMap::new(),
         refused_dynamic: None,
         noted: notes.into_iter().collect::<BTreeSet<_>>(),
@@ -350,6 +354,7 @@ fn assemble(parts: Parts) -> Assembled {
         rest_events,
         postgres_events,
         done_events,
+        copied,
     }
 }
 

@@ -4,10 +4,7 @@
 use super::Member;
 use crate::clock;
 use crate::rest::{ReplyTo, RestRequest};
-use proto::core::observation::{
-    FailsafeCaller, Process, ReinitWish, RestartWish, ScheduledRestart, Sql,
-};
-use proto::core::tenure::Lock;
+use proto::core::observation::{FailsafeCaller, ReinitWish, RestartWish, ScheduledRestart, Sql};
 use proto::rest::RestartBody;
 
 impl Member {
@@ -99,19 +96,14 @@ impl Member {
     /// A primary without etcd asks whether it may go on. A running primary never says yes; whoever
     /// says yes does not stand for election for `ttl` (S20).
     fn failsafe(&mut self, caller: FailsafeCaller, reply: ReplyTo) {
-        let lock = proto::core::tenure::lock(&self.observation, &self.memory, &self.settings);
-        let primary = matches!(
-            (&self.observation.postgres.process, &self.observation.postgres.sql),
-            (Process::Alive { .. }, Sql::Sample(sample)) if !sample.in_recovery
+        let answer = proto::core::failsafe::answer(
+            &self.observation,
+            &self.memory,
+            &self.settings,
+            &caller.name,
         );
-        if primary || matches!(lock, Lock::Mine(_)) {
-            return respond(reply, (500, "Running as a leader".into()));
-        }
-        if let Lock::Other(leader) = lock
-            && leader != caller.name
-            && self.observation.dcs.confirmed
-        {
-            return respond(reply, (500, format!("{leader} is the leader")));
+        if let Err(why) = answer {
+            return respond(reply, (500, why));
         }
         self.observation.failsafe_caller = Some(FailsafeCaller {
             at: clock::now(),

@@ -3,25 +3,25 @@
 
 use super::conf::ConfState;
 use super::connect;
+use super::context::PgContext;
+use super::controldata;
 use super::pgdata;
 use super::promote;
-use super::shared::{self, JobCx, JobError};
+use super::shared::{self, JobCx, JobError, ProcessSet};
 use super::start;
 use super::stop::{self, Stop};
 use super::tool::Tool;
 use crate::config::secret::Secret;
 use crate::config::{AgentConfig, BootstrapConfig, Credentials, CustomMethod};
 use proto::core::job::{JobEnd, Upstream};
-use proto::core::observation::DataDir;
+use proto::core::observation::{BOOTSTRAP_MARK, DataDir};
+use proto::ids::SystemId;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio_postgres::Client;
-
-/// The beginning of the mark's text.
-const MARK: &str = "bootstrap";
 
 /// `initdb` writes some 40 MB; a disk that takes longer is broken.
 const INITDB_LIMIT: Duration = Duration::from_secs(600);
@@ -55,10 +55,57 @@ pub(super) async fn run(job: &JobCx) -> Result<JobEnd, JobError> {
     match create(job, &config, bootstrap).await {
         Ok(()) => Ok(JobEnd::Done),
         Err(err) => {
-            set_aside(job, &config.postgresql.data_dir).await;
+            if let Err(aside) = set_aside(job, &config.postgresql.data_dir).await {
+                tracing::error!(err = ?aside, "cannot set a failed bootstrap aside");
+            }
             Err(err)
         }
     }
+}
+
+/// The cluster is about to be presented; an error in words.
+pub(super) async fn clear_mark(ctx: &PgContext) -> Result<(), String> {
+    let dir = ctx.data_dir();
+    let work = move || match pgdata::look(&dir) {
+        marked if marked.never_presented() => {
+            pgdata::clear_unfinished(&dir).map_err(|err| err.to_string())
+        }
+        DataDir::Initialised => Ok(()),
+        other => Err(format!("it is not what a bootstrap leaves: {other:?}")),
+    };
+    let done = pgdata::on_disk(work).await;
+    done.ok_or("the disk does not answer")?
+}
+
+/// [`proto::core::job::Job::SetAside`]: what a bootstrap has made is kept as `*.failed`, since another member
+/// has made the cluster. Only the very cluster that the decision saw is moved, or one that carries the mark
+/// (S7).
+pub(super) async fn abandon(job: &JobCx, system: Option<SystemId>) -> Result<JobEnd, JobError> {
+    match (system, pgdata::inspect(job.ctx()).await) {
+        (None, marked) if marked.never_presented() => {}
+        (Some(system), DataDir::Initialised) => {
+            let found = controldata::read(job.ctx()).await?.system_id;
+            if found != system {
+                return Err(JobError::other(format!(
+                    "the data directory holds the cluster {found}, not {system}"
+                )));
+            }
+        }
+        (_, other) => {
+            return Err(JobError::other(format!(
+                "it is not what a bootstrap leaves: {other:?}"
+            )));
+        }
+    }
+    if job.shared.process_set() == ProcessSet::Unknown {
+        return Err(JobError::other("it is not known what runs here"));
+    }
+    set_aside(job, &job.ctx().data_dir()).await?;
+    Ok(JobEnd::Done)
+}
+
+fn mark(config: &AgentConfig) -> String {
+    format!("{BOOTSTRAP_MARK} of {}", config.scope)
 }
 
 async fn create(
@@ -69,7 +116,7 @@ async fn create(
     let dir = config.postgresql.data_dir.clone();
     let made = dir.clone();
     job.blocking(move || prepare(&made)).await?;
-    let what = format!("{MARK} of {}", config.scope);
+    let what = mark(config);
     let work = async {
         match &bootstrap.method {
             None => initdb(job, config, bootstrap).await,
@@ -77,11 +124,8 @@ async fn create(
         }
     };
     shared::under_mark(&dir, &what, work).await??;
-    // Taken away before the start, which refuses marked directories: from here on a crash of the agent
-    // leaves a cluster that was made in order, if without roles.
-    let settled = dir.clone();
-    job.blocking(move || pgdata::clear_unfinished(&settled))
-        .await?;
+    // The mark stays: until the cluster is presented nobody else knows of it, and what an agent that was
+    // killed leaves, maybe without roles, is made anew.
     let method = bootstrap.method.as_ref();
     let state = ConfState {
         as_primary: true,
@@ -113,7 +157,7 @@ async fn real_rules(
     };
     if method.recovery_conf.is_some() || method.keep_existing_recovery_conf {
         stop::halt(job, &Stop::fast(Some(config.postgresql.pg_ctl_timeout))).await?;
-        return match start::launch(job, &state, config.postgresql.pg_ctl_timeout).await? {
+        return match start::launch_made(job, &state, config.postgresql.pg_ctl_timeout).await? {
             JobEnd::Done => Ok(()),
             _ => Err(JobError::other(
                 "PostgreSQL did not come back after the bootstrap's restart",
@@ -233,7 +277,7 @@ async fn custom(job: &JobCx, config: &AgentConfig, method: &CustomMethod) -> Res
 /// Starts, and waits until recovery has ended: a recovery to a point in time takes as long as it takes
 /// and is bounded by cancelling the job.
 async fn first_start(job: &JobCx, config: &AgentConfig, state: &ConfState) -> Result<(), JobError> {
-    start::launch(job, state, config.postgresql.pg_ctl_timeout).await?;
+    start::launch_made(job, state, config.postgresql.pg_ctl_timeout).await?;
     job.phase("waiting for the end of recovery").await;
     match promote::wait_out_of_recovery(job, None, None).await? {
         JobEnd::Done => Ok(()),
@@ -255,7 +299,15 @@ async fn after_start(
         role(&client, &pg.superuser, "SUPERUSER LOGIN").await?;
     }
     if let Some(words) = &bootstrap.post_bootstrap {
+        // S7: a backup that the script takes must not carry the mark, else what is restored from it would pass
+        // for ours to throw away.
+        let (dir, what) = (pg.data_dir.clone(), mark(config));
+        let unmarked = dir.clone();
+        job.blocking(move || pgdata::clear_unfinished(&unmarked))
+            .await?;
         post_bootstrap(job, words).await?;
+        job.blocking(move || pgdata::mark_unfinished(&dir, &what))
+            .await?;
     }
     role(&client, &pg.replication, "REPLICATION LOGIN").await?;
     if let Some(rewind) = &pg.rewind
@@ -342,23 +394,18 @@ async fn post_bootstrap(job: &JobCx, words: &[String]) -> Result<(), JobError> {
 
 /// Stops what was started and keeps the directory aside for people to look at, with the WAL directory
 /// and tablespaces that hang off it, which the next try needs empty.
-async fn set_aside(job: &JobCx, dir: &Path) {
+async fn set_aside(job: &JobCx, dir: &Path) -> Result<(), JobError> {
     // Cancelled or not, nothing may run on a directory that is moved.
     let job = JobCx {
         cancel: tokio_util::sync::CancellationToken::new(),
         ..job.clone()
     };
-    if let Err(err) = stop::halt(&job, &Stop::immediate()).await {
-        tracing::error!(?err, "cannot stop PostgreSQL after a failed bootstrap");
-        return;
-    }
+    stop::halt(&job, &Stop::immediate()).await?;
     let dir = dir.to_owned();
-    let moved = job.blocking(move || move_aside(&dir)).await;
-    match moved {
-        Ok(Some(path)) => tracing::error!(path = %path.display(), "bootstrap failed, data kept"),
-        Ok(None) => {}
-        Err(err) => tracing::error!(?err, "cannot move the data directory of a failed bootstrap"),
+    if let Some(path) = job.blocking(move || move_aside(&dir)).await? {
+        tracing::error!(path = %path.display(), "bootstrap failed, data kept");
     }
+    Ok(())
 }
 
 fn move_aside(dir: &Path) -> io::Result<Option<PathBuf>> {
@@ -366,7 +413,7 @@ fn move_aside(dir: &Path) -> io::Result<Option<PathBuf>> {
         return Ok(None);
     }
     // Also when it cannot be moved, as at the root of a mount, it is not to be started.
-    pgdata::mark_unfinished(dir, &format!("{MARK} that failed"))?;
+    pgdata::mark_unfinished(dir, &format!("{BOOTSTRAP_MARK} that failed"))?;
     let mut links = vec![dir.join("pg_wal")];
     if let Ok(entries) = fs::read_dir(dir.join("pg_tblspc")) {
         links.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));

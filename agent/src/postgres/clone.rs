@@ -19,10 +19,13 @@ use std::ffi::OsString;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often `pg_basebackup` is tried before the next method.
 const BASEBACKUP_TRIES: u32 = 2;
+
+/// Between two counts of the bytes that were copied.
+const COUNT_PAUSE: Duration = Duration::from_secs(1);
 
 /// Between two tries.
 const RETRY_PAUSE: Duration = Duration::from_secs(5);
@@ -42,9 +45,8 @@ pub(super) async fn run(
     basebackup_only: bool,
 ) -> Result<JobEnd, JobError> {
     match pgdata::inspect(job.ctx()).await {
-        DataDir::Empty => {}
-        // What is left of an earlier try.
-        DataDir::Unfinished(_) => wipe::data_dir(job, follow).await?,
+        // What is left of an earlier try is emptied by the method, if it wants to.
+        DataDir::Empty | DataDir::Unfinished(_) => {}
         other => {
             return Err(JobError::other(format!(
                 "the data directory is not empty: {other:?}"
@@ -67,7 +69,7 @@ pub(super) async fn again(
     }
     wipe::permitted(job, follow).await?;
     stop::halt(job, &Stop::immediate()).await?;
-    wipe::data_dir(job, follow).await?;
+    // Each method empties the directory for itself, or works on what is there.
     fill(job, Some(source), follow, basebackup_only).await
 }
 
@@ -79,20 +81,23 @@ async fn fill(
     basebackup_only: bool,
 ) -> Result<JobEnd, JobError> {
     let config = job.ctx().config();
-    let promise = pgdata::read_state(&config.postgresql.data_dir)
-        .or_strictest()
-        .promised;
+    let promise = own_promise(&config.postgresql.data_dir);
     let mut last = JobError::Failed(Failure::SourceUnavailable(
         "no replica method applies".into(),
     ));
-    for method in methods(job, &config.postgresql, source.is_some(), basebackup_only) {
+    let source = source.filter(|source| source.streams());
+    for method in methods(job, &config.postgresql, source, basebackup_only) {
+        if !keeps_data(&method) {
+            wipe::data_dir(job, follow).await?;
+        }
         let conninfo = match source {
             Some(source) => connect::conninfo(job.ctx(), source, ConninfoKind::Basebackup)
                 .await
                 .map_err(|err| JobError::source(&err))?,
             None => String::new(),
         };
-        match by_method(job, &config.postgresql, &method, &conninfo).await {
+        let copy = by_method(job, &config.postgresql, &method, &conninfo);
+        match counted(job, &config.postgresql.data_dir, copy).await {
             Ok(()) => {
                 settle(job, promise).await?;
                 return start::standby(job, follow, config.postgresql.pg_ctl_timeout).await;
@@ -104,11 +109,50 @@ async fn fill(
     Err(last)
 }
 
-/// The methods to try, in order.
+/// Does the copy, and counts its bytes meanwhile for those who ask.
+async fn counted<T>(job: &JobCx, data_dir: &Path, copy: impl Future<Output = T>) -> T {
+    let copied = &job.ctx().copied;
+    let count = async {
+        loop {
+            let (dir, from) = (data_dir.to_owned(), Instant::now());
+            tokio::time::sleep(COUNT_PAUSE).await;
+            // Only a number for people: a count that fails is not missed.
+            if let Ok(bytes) = tokio::task::spawn_blocking(move || pgdata::bytes_below(&dir)).await
+            {
+                copied.note(bytes);
+            }
+            // A directory that is slow to read is read the more rarely.
+            tokio::time::sleep(from.elapsed()).await;
+        }
+    };
+    let done = tokio::select! {
+        done = copy => done,
+        () = count => std::future::pending().await,
+    };
+    copied.note(0);
+    done
+}
+
+/// The promise that a whole data directory holds outlives its content (S19). One that is torn ends here: a
+/// new copy is what it waits for. In an unfinished directory it may be the source's.
+fn own_promise(dir: &Path) -> Option<proto::ids::Epoch> {
+    match (pgdata::look(dir), pgdata::read_state(dir)) {
+        (DataDir::Initialised, pgdata::FoundState::Known(state)) => state.promised,
+        _ => None,
+    }
+}
+
+/// A delta restore starts from what an earlier copy left.
+fn keeps_data(method: &ReplicaMethod) -> bool {
+    matches!(method, ReplicaMethod::Custom(custom) if custom.keep_data)
+}
+
+/// The methods to try, in order. A standby cluster may have its own for its leader, which alone copies
+/// from the remote primary.
 fn methods(
     job: &JobCx,
     config: &PostgresConfig,
-    has_source: bool,
+    source: Option<&Upstream>,
     basebackup_only: bool,
 ) -> Vec<ReplicaMethod> {
     if basebackup_only {
@@ -118,6 +162,7 @@ fn methods(
     let named = cluster
         .standby_cluster
         .as_ref()
+        .filter(|_| !matches!(source, Some(Upstream::Member { .. })))
         .and_then(|s| s.create_replica_methods.as_ref());
     let listed = match named {
         Some(names) => names
@@ -127,8 +172,8 @@ fn methods(
         None => config.create_replica_methods.clone(),
     };
     let works = |method: &ReplicaMethod| match method {
-        ReplicaMethod::Basebackup => has_source,
-        ReplicaMethod::Custom(custom) => has_source || custom.no_leader,
+        ReplicaMethod::Basebackup => source.is_some(),
+        ReplicaMethod::Custom(custom) => source.is_some() || custom.no_leader,
     };
     listed.into_iter().filter(works).collect()
 }
@@ -215,7 +260,17 @@ async fn by_command(
     method: &CustomMethod,
     conninfo: &str,
 ) -> Result<(), JobError> {
-    if !method.keep_data {
+    let what = format!("{MARK} by {}", method.name);
+    if method.keep_data {
+        // What is there is about to become neither the old copy nor the new one (S18).
+        let dir = config.data_dir.clone();
+        let mark = what.clone();
+        job.blocking(move || match pgdata::look(&dir) {
+            DataDir::Initialised => pgdata::mark_unfinished(&dir, &mark),
+            _ => Ok(()),
+        })
+        .await?;
+    } else {
         prepare(job, config).await?;
     }
     job.phase(&method.name).await;
@@ -228,7 +283,6 @@ async fn by_command(
         )));
     };
     let tool = tool.env("PGPASSFILE", &config.pgpass).dies_with_us();
-    let what = format!("{MARK} by {}", method.name);
     match shared::under_mark(&config.data_dir, &what, job.tool(tool)).await? {
         Ok(_) => Ok(()),
         Err(JobError::Cancelled) => Err(JobError::Cancelled),
@@ -360,6 +414,29 @@ fn restore_config_copies(dir: &Path, conf_dir: &Path, base_name: &str) -> io::Re
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proto::ids::Epoch;
+
+    /// S19: to fill a directory anew forgets no promise that is known. A torn one ends with the copy, and one
+    /// in an unfinished directory was the source's.
+    #[test]
+    fn a_copy_over_a_data_directory_keeps_its_promise() {
+        let dir = std::env::temp_dir().join(format!("garden-promise-{}", std::process::id()));
+        std::fs::create_dir_all(dir.join("global")).expect("create");
+        std::fs::write(dir.join("global/pg_control"), "").expect("write");
+        assert_eq!(own_promise(&dir), None);
+        let state = pgdata::DurableState {
+            promised: Some(Epoch(7)),
+            wal_epoch: Epoch(7),
+        };
+        pgdata::save_state(&dir, &state).expect("save");
+        assert_eq!(own_promise(&dir), Some(Epoch(7)));
+        pgdata::mark_unfinished(&dir, "basebackup").expect("mark");
+        assert_eq!(own_promise(&dir), None);
+        pgdata::clear_unfinished(&dir).expect("clear");
+        std::fs::write(dir.join(pgdata::STATE_FILE), "{").expect("tear");
+        assert_eq!(own_promise(&dir), None);
+        std::fs::remove_dir_all(&dir).expect("remove");
+    }
 
     #[test]
     fn a_custom_method_gets_the_standard_parameters_unless_it_wants_none() {

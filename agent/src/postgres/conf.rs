@@ -95,7 +95,7 @@ pub async fn write(ctx: &PgContext, state: &ConfState) -> Result<Written, ConfEr
     let server = checked_settings(ctx, &config, state).await?;
     let follows = state.standby && !state.cut_off && state.custom_recovery.is_none();
     let conninfo = match &state.upstream {
-        upstream if follows && *upstream != Upstream::None => {
+        upstream if follows && upstream.streams() => {
             Some(connect::conninfo(ctx, upstream, ConninfoKind::PrimaryConninfo).await?)
         }
         _ => None,

@@ -3,8 +3,10 @@
 use crate::config::AgentConfig;
 use proto::config::ClusterConfig;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::process::Command;
@@ -70,7 +72,26 @@ pub struct PgContext {
     pub config: watch::Receiver<Arc<AgentConfig>>,
     /// The dynamic configuration as the rules read it: slots, standby cluster, synchronous mode.
     pub cluster: watch::Receiver<Arc<ClusterConfig>>,
+    /// How far a copy is.
+    pub copied: Copied,
     cache: Arc<Mutex<Cache>>,
+}
+
+/// Bytes in the data directory while it is being filled; zero at other times. Written by the job, read
+/// by REST, so that nobody waits for a disk who asks.
+#[derive(Clone, Debug, Default)]
+pub struct Copied(Arc<AtomicU64>);
+
+impl Copied {
+    /// The last count, while something is being copied.
+    pub fn bytes(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|bytes| *bytes > 0)
+    }
+
+    /// Notes a count.
+    pub fn note(&self, bytes: u64) {
+        self.0.store(bytes, Ordering::Relaxed);
+    }
 }
 
 /// Answers of programs that would be the same again. The lock is held for a copy only.
@@ -91,6 +112,7 @@ impl PgContext {
         Self {
             config,
             cluster,
+            copied: Copied::default(),
             cache: Arc::default(),
         }
     }
@@ -110,8 +132,8 @@ impl PgContext {
         self.config.borrow().postgresql.data_dir.clone()
     }
 
-    /// A PostgreSQL program, by `bin_name` and `bin_dir`; without `bin_dir` its bare name, which is then
-    /// looked up in `PATH` when it is run.
+    /// A PostgreSQL program, by `bin_name` and `bin_dir`; without `bin_dir` the first one in `PATH`, or its
+    /// bare name when there is none. A path, since the guardian executes what it is told and searches nothing.
     pub fn bin(&self, name: &str) -> PathBuf {
         let config = self.config.borrow();
         let program = config
@@ -121,7 +143,7 @@ impl PgContext {
             .map_or(name, String::as_str);
         match &config.postgresql.bin_dir {
             Some(dir) if !dir.as_os_str().is_empty() => dir.join(program),
-            Some(_) | None => PathBuf::from(program),
+            Some(_) | None => in_path(program, std::env::var_os("PATH")),
         }
     }
 
@@ -232,9 +254,33 @@ fn parse_version(text: &str) -> Option<u32> {
     after.get(..digits)?.parse().ok()
 }
 
+/// The first file of this name in the directories of `path`.
+fn in_path(program: &str, path: Option<OsString>) -> PathBuf {
+    let path = path.unwrap_or_default();
+    let mut candidates = std::env::split_paths(&path).map(|dir| dir.join(program));
+    candidates
+        .find(|candidate| candidate.is_absolute() && candidate.is_file())
+        .unwrap_or_else(|| PathBuf::from(program))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::parse_version;
+    use super::{in_path, parse_version};
+    use std::path::PathBuf;
+
+    /// The guardian executes paths: a bare name is not found, and a container without `bin_dir` never
+    /// started its PostgreSQL.
+    #[test]
+    fn a_program_without_bin_dir_is_a_path() {
+        let path = Some("/nonexistent:relative:/usr/bin:/bin".into());
+        let found = in_path("sh", path.clone());
+        assert!(found.is_absolute() && found.is_file(), "{found:?}");
+        assert_eq!(
+            in_path("no-such-program", path),
+            PathBuf::from("no-such-program")
+        );
+        assert_eq!(in_path("sh", None), PathBuf::from("sh"));
+    }
 
     #[test]
     fn versions_are_read_from_releases_betas_and_packages() {

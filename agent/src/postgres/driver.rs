@@ -68,6 +68,7 @@ enum Order {
     Promise(Epoch),
     Withdraw(Epoch),
     NoteWalEpoch(Epoch),
+    ClearMark,
     ResumeReplay,
     Callback(String, String),
     SaveDynamic(Map<String, Value>),
@@ -98,6 +99,7 @@ impl Postgres {
             applied: watch::Sender::new(AppliedConf::default()),
             wanted: watch::Sender::new(None),
             lineage: watch::Sender::new(None),
+            unproved: watch::Sender::default(),
             events,
             files: Mutex::new(()),
         });
@@ -109,6 +111,7 @@ impl Postgres {
             shared: shared.clone(),
             pace: pace.clone(),
             running: None,
+            advancing: None,
         };
         tokio::spawn(driver.run(inbox, stop));
         (
@@ -142,9 +145,9 @@ impl Postgres {
         self.order(Order::Checkpoint);
     }
 
-    /// Creates, advances and drops slots; [`Task::Slots`]. `leader` is who logical slots come from.
-    pub fn slots(&self, plan: SlotPlan, leader: Upstream) {
-        let _ = leader;
+    /// Creates, advances and drops slots; [`Task::Slots`]. Copies of logical slots go on being advanced
+    /// after its end, until the next job begins.
+    pub fn slots(&self, plan: SlotPlan) {
         self.order(Order::Slots(plan));
     }
 
@@ -167,6 +170,11 @@ impl Postgres {
     /// Keeps the epoch of the received WAL on disk. It shows in the samples.
     pub fn note_wal_epoch(&self, epoch: Epoch) {
         self.order(Order::NoteWalEpoch(epoch));
+    }
+
+    /// Takes the mark away that a bootstrap leaves; [`Task::ClearMark`].
+    pub fn clear_mark(&self) {
+        self.order(Order::ClearMark);
     }
 
     /// Resumes replay that is paused. The effect shows in the samples.
@@ -323,13 +331,15 @@ fn shows_in_samples(job: &Job) -> bool {
         | Job::Stop { .. }
         | Job::Promote { .. }
         | Job::Restart { .. }
+        | Job::CopySlots { .. }
         | Job::Follow { .. } => true,
         Job::Bootstrap
         | Job::Clone { .. }
         | Job::Reinitialize { .. }
         | Job::Rewind { .. }
         | Job::CrashRecovery
-        | Job::RemoveData => false,
+        | Job::RemoveData
+        | Job::SetAside { .. } => false,
     }
 }
 
@@ -339,7 +349,14 @@ struct Running {
     cancel: CancellationToken,
 }
 
+/// Copies of logical slots that are being advanced.
+struct Advancing {
+    stop: CancellationToken,
+    ended: tokio::task::JoinHandle<()>,
+}
+
 struct Driver {
+    advancing: Option<Advancing>,
     shared: Arc<Shared>,
     pace: Arc<Pace>,
     callbacks: Callbacks,
@@ -388,6 +405,10 @@ impl Driver {
             .await;
             return;
         }
+        if let Some(advancing) = self.advancing.take() {
+            // A consumer that comes to a new primary must not find its slot in use.
+            advancing.stop.cancel();
+        }
         let cancel = CancellationToken::new();
         let bootstrap = matches!(job, Job::Bootstrap);
         self.running = Some(Running {
@@ -418,7 +439,7 @@ impl Driver {
         });
     }
 
-    fn carry_out(&self, order: Order) {
+    fn carry_out(&mut self, order: Order) {
         match order {
             // Taken by the caller, which has the channel for its end.
             Order::Run(..) => {}
@@ -436,14 +457,17 @@ impl Driver {
             Order::Checkpoint => self.task(Task::Checkpoint, |shared| async move {
                 done(stop::checkpoint(&shared, CHECKPOINT_LIMIT).await)
             }),
-            Order::Slots(plan) => self.task(Task::Slots, move |shared| async move {
-                let problems = slots::carry_out(&shared.ctx, &plan).await;
-                done(if problems.is_empty() {
-                    Ok(())
-                } else {
-                    Err(problems.join("; "))
-                })
-            }),
+            Order::Slots(plan) => {
+                self.advance_copies(&plan);
+                self.task(Task::Slots, move |shared| async move {
+                    let problems = slots::carry_out(&shared.ctx, &plan).await;
+                    done(if problems.is_empty() {
+                        Ok(())
+                    } else {
+                        Err(problems.join("; "))
+                    })
+                });
+            }
             Order::Lineage(leader, upstream) => self.task(Task::Lineage, |shared| async move {
                 done(ask_lineage(&shared, leader, &upstream).await)
             }),
@@ -460,6 +484,9 @@ impl Driver {
                 .aside("note the WAL epoch", move |shared| async move {
                     promise::note_wal_epoch(&shared, epoch).await
                 }),
+            Order::ClearMark => self.task(Task::ClearMark, |shared| async move {
+                done(bootstrap::clear_mark(&shared.ctx).await)
+            }),
             Order::ResumeReplay => self.aside("resume replay", |shared| async move {
                 let client = connect::superuser(&shared.ctx)
                     .await
@@ -490,6 +517,23 @@ impl Driver {
                     .map_err(|err| chain(&err))
             }),
         }
+    }
+
+    /// Advancing decodes, which may take long after an outage: what is under way is left to end, and the
+    /// next plan says what is left to do. No job waits for it.
+    fn advance_copies(&mut self, plan: &SlotPlan) {
+        let busy = self
+            .advancing
+            .as_ref()
+            .is_some_and(|a| !a.ended.is_finished());
+        if plan.advance_logical.is_empty() || busy || self.running.is_some() {
+            return;
+        }
+        let (stop, shared) = (CancellationToken::new(), self.shared.clone());
+        let (token, targets) = (stop.clone(), plan.advance_logical.clone());
+        let ended =
+            tokio::spawn(async move { slots::advance_copies(&shared.ctx, &targets, &token).await });
+        self.advancing = Some(Advancing { stop, ended });
     }
 
     /// Runs a short task, has the sampler look at what it did, and reports its end.
@@ -567,11 +611,18 @@ async fn carry_out_job(cx: &JobCx, job: &Job) -> Result<JobEnd, JobError> {
             follow,
         } => follow::again(cx, follow, *timeout).await,
         Job::Follow { follow } => follow::run(cx, follow).await,
+        Job::CopySlots {
+            slots,
+            leader,
+            follow,
+            timeout,
+        } => slots::copy(cx, slots, leader, follow, *timeout).await,
         Job::Rewind { source } => rewind::run(cx, source).await,
         Job::CrashRecovery => rewind::crash_recovery(cx).await.map(|()| JobEnd::Done),
         Job::RemoveData => wipe::data_dir(cx, &Upstream::None)
             .await
             .map(|()| JobEnd::Done),
+        Job::SetAside { system } => bootstrap::abandon(cx, *system).await,
     }
 }
 
@@ -593,7 +644,8 @@ async fn configure(shared: &Shared, wanted: WantedConf, callbacks: &Callbacks) -
     let upstream = shared.applied.borrow().upstream.clone();
     let mut state = shared.conf_state(standby, &upstream);
     state.as_primary = wanted.as_primary;
-    state.sync_names = wanted.sync_names;
+    // Without an order the cautious names stay: a standby's are never empty (S3, `Shared::start_names`).
+    state.sync_names = wanted.sync_names.or(state.sync_names);
     state.generation = wanted.generation;
     let written = shared.write_conf(&state).await;
     if let Err(err) = written {

@@ -31,6 +31,7 @@ pub mod tool;
 pub mod walsender;
 pub mod wipe;
 
+mod archive;
 mod bootstrap;
 mod callbacks;
 mod changes;
@@ -48,5 +49,5 @@ mod stop;
 mod target;
 mod units;
 
-pub use context::PgContext;
+pub use context::{Copied, PgContext};
 pub use driver::{PgEvent, Postgres};

@@ -115,19 +115,26 @@ impl Session {
     }
 
     /// Settings that wait for a restart, with what is in force and what would be, for people. What would
-    /// be is read from the configuration files by the server (`pg_file_settings`), which costs a parse,
-    /// but only while something is pending.
+    /// be is read from the configuration files by the server (`pg_file_settings`), which costs a parse.
+    ///
+    /// A standby that was started with the larger values of its primary (`ha-behaviour.md` 23.4) waits for
+    /// a restart, too: the server marks a value of the command line only when it reloads.
     pub(super) async fn pending_restart(
         &self,
     ) -> Result<BTreeMap<String, (String, String)>, MonitorError> {
         let rows = self
             .client
             .query(
-                "SELECT s.name, s.setting, s.unit, s.vartype, \
-                   COALESCE((SELECT f.setting FROM pg_catalog.pg_file_settings f \
-                     WHERE pg_catalog.lower(f.name) = pg_catalog.lower(s.name) \
+                "WITH file AS MATERIALIZED (SELECT pg_catalog.lower(name) AS name, setting, seqno \
+                   FROM pg_catalog.pg_file_settings) \
+                 SELECT s.name, s.setting, s.unit, s.vartype, \
+                   COALESCE((SELECT f.setting FROM file f \
+                     WHERE f.name = pg_catalog.lower(s.name) \
                      ORDER BY f.seqno DESC LIMIT 1), s.boot_val) \
-                 FROM pg_catalog.pg_settings s WHERE s.pending_restart",
+                 FROM pg_catalog.pg_settings s WHERE s.pending_restart \
+                   OR s.source = 'command line' AND s.name IN ('max_connections', \
+                     'max_prepared_transactions', 'max_locks_per_transaction', \
+                     'max_worker_processes', 'max_wal_senders')",
                 &[],
             )
             .await?;

@@ -4,7 +4,7 @@
 //! calls it through [`on_disk`], which waits in another thread and gives up at a limit.
 
 use super::context::PgContext;
-use proto::core::observation::DataDir;
+use proto::core::observation::{DataDir, REWIND_MARK};
 use proto::ids::Epoch;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -112,7 +112,7 @@ pub async fn inspect(ctx: &PgContext) -> DataDir {
 pub fn look(dir: &Path) -> DataDir {
     let unreadable = |what: &str, err: io::Error| DataDir::Unreadable(format!("{what}: {err}"));
     if fs::symlink_metadata(dir.join(REWINDING_FIFO)).is_ok() {
-        return DataDir::Unfinished(String::from("rewind"));
+        return DataDir::Unfinished(REWIND_MARK.into());
     }
     match read_small(&dir.join(UNFINISHED_FILE)) {
         Ok(Some(what)) => {
@@ -396,7 +396,7 @@ pub fn remove_durably(path: &Path) -> io::Result<()> {
     }
 }
 
-fn sync_parent(path: &Path) -> io::Result<()> {
+pub(super) fn sync_parent(path: &Path) -> io::Result<()> {
     match path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
         Some(dir) => File::open(dir)?.sync_all(),
         None => Ok(()),
@@ -420,6 +420,23 @@ pub fn read_small(path: &Path) -> io::Result<Option<Vec<u8>>> {
         ));
     }
     Ok(Some(content))
+}
+
+/// Bytes of the files below a directory, as far as they can be seen. Links are not followed.
+pub fn bytes_below(dir: &Path) -> u64 {
+    let mut total = 0;
+    let mut open = vec![dir.to_owned()];
+    while let Some(dir) = open.pop() {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            match entry.metadata() {
+                Ok(meta) if meta.is_dir() => open.push(entry.path()),
+                Ok(meta) => total += meta.len(),
+                // Gone meanwhile.
+                Err(_) => {}
+            }
+        }
+    }
+    total
 }
 
 #[cfg(test)]

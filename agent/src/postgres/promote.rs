@@ -32,6 +32,13 @@ pub(super) async fn run(job: &JobCx, above: Timeline) -> Result<JobEnd, JobError
     }
     let dir = job.ctx().data_dir();
     job.blocking(move || history::occupy(&dir, above)).await?;
+    for slot in job.shared.unproved.borrow().iter() {
+        // Availability comes first: the operator decides what becomes of its consumer.
+        tracing::warn!(
+            slot,
+            "this copy of a logical slot is not proved to be usable: its consumer may have to begin anew"
+        );
+    }
     job.phase("promoting").await;
     let client = match order(job).await {
         Ok(client) => client,

@@ -5,6 +5,7 @@
 //! mark of ours included; but it looks at regular files, directories and links only. So the mark that
 //! lies in the directory while it works is a FIFO ([`pgdata::REWINDING_FIFO`]).
 
+use super::archive;
 use super::conf;
 use super::connect::{self, ConninfoKind};
 use super::controldata;
@@ -24,10 +25,6 @@ use std::ffi::OsString;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// The beginning of the mark's text: such a directory may still be the last copy, unlike other
-/// unfinished ones.
-pub(super) const MARK: &str = "rewind";
-
 /// How long the source may take to have its timeline in its control file; its own agent orders a
 /// checkpoint right after the promotion.
 const SOURCE_CHECKPOINT_LIMIT: Duration = Duration::from_secs(30);
@@ -45,16 +42,24 @@ pub(super) async fn run(job: &JobCx, source: &Upstream) -> Result<JobEnd, JobErr
     let limit = job.ctx().config().postgresql.pg_ctl_timeout;
     stop::halt(job, &Stop::fast(Some(limit))).await?;
     let control = controldata::read(job.ctx()).await?;
-    let clean = [ControlState::ShutDown, ControlState::ShutDownInRecovery];
-    let control = if clean.contains(&control.state) {
+    let control = if tells_its_timeline(&control) {
         control
     } else {
         crash_recovery(job).await?;
         controldata::read(job.ctx()).await?
     };
+    archive::flush(job).await?;
     report_loss(job, source, &control).await;
     rewind(job, source).await?;
     Ok(JobEnd::Done)
+}
+
+/// Whether `pg_rewind` finds in the control file on which timeline the WAL ends. Before PostgreSQL 16 it
+/// looks at the last checkpoint alone, and a standby that went on to another timeline has none there: "no
+/// rewind required", for ever. Single-user recovery goes as far and ends with a checkpoint.
+fn tells_its_timeline(control: &ControlData) -> bool {
+    let clean = [ControlState::ShutDown, ControlState::ShutDownInRecovery];
+    clean.contains(&control.state) && control.min_recovery_timeline <= control.timeline
 }
 
 /// It must be out of recovery, with a checkpoint on its own timeline: `pg_rewind` reads the timeline
@@ -294,6 +299,25 @@ pub(super) async fn crash_recovery(job: &JobCx) -> Result<(), JobError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_standby_beyond_its_last_checkpoint_recovers_before_a_rewind() {
+        let control = |state, checkpoint, recovery| ControlData {
+            state,
+            timeline: Timeline(checkpoint),
+            min_recovery_timeline: Timeline(recovery),
+            ..ControlData::default()
+        };
+        for (control, enough) in [
+            (control(ControlState::ShutDown, 2, 0), true),
+            (control(ControlState::ShutDownInRecovery, 2, 2), true),
+            (control(ControlState::ShutDownInRecovery, 1, 2), false),
+            (control(ControlState::InArchiveRecovery, 2, 2), false),
+            (control(ControlState::InProduction, 1, 2), false),
+        ] {
+            assert_eq!(tells_its_timeline(&control), enough, "{control:?}");
+        }
+    }
 
     #[test]
     fn a_failure_before_the_copy_leaves_the_directory_usable() {

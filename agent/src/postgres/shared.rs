@@ -12,7 +12,9 @@ use proto::config::SyncMode;
 use proto::core::decision::WantedConf;
 use proto::core::job::{Failure, JobEnd, Upstream};
 use proto::core::observation::{AppliedConf, Lineage};
-use proto::ids::{JobId, STRICT_PLACEHOLDER};
+use proto::core::sync;
+use proto::ids::JobId;
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -52,6 +54,8 @@ pub(super) struct Shared {
     pub wanted: watch::Sender<Option<WantedConf>>,
     /// The last answer of a leader about its lineage.
     pub lineage: watch::Sender<Option<Lineage>>,
+    /// Copies of logical slots that are not proved to be usable yet.
+    pub unproved: watch::Sender<BTreeSet<String>>,
     /// Reports to the member loop.
     pub events: mpsc::Sender<PgEvent>,
     /// One writer at a time for the files that this driver owns: a job and a short task may both
@@ -97,9 +101,8 @@ impl Shared {
     }
 
     /// `synchronous_standby_names` for a start. A primary whose names nobody has told us yet gets the
-    /// placeholder, so that it acknowledges nothing until the rules have spoken (S9); a standby's
-    /// names are empty, or the placeholder in strict mode, where they are never empty anywhere
-    /// (`safety.md` 4.2).
+    /// placeholder, so that it acknowledges nothing until the rules have spoken (S9). A standby has it too,
+    /// [`proto::core::sync::standby_names`].
     fn start_names(&self, standby: bool, wanted: Option<&WantedConf>) -> Option<String> {
         let cluster = self.ctx.cluster();
         if cluster.synchronous_mode == SyncMode::Off {
@@ -108,14 +111,7 @@ impl Shared {
         let told = wanted
             .filter(|w| w.as_primary != standby)
             .and_then(|w| w.sync_names.clone());
-        let cautious = cluster.synchronous_mode_strict || !standby;
-        Some(told.unwrap_or_else(|| {
-            if cautious {
-                STRICT_PLACEHOLDER.into()
-            } else {
-                String::new()
-            }
-        }))
+        Some(told.unwrap_or_else(sync::placeholder))
     }
 
     /// Whether a promise is stored, or might be: torn state counts as a promise.

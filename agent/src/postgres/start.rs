@@ -54,6 +54,18 @@ pub(super) async fn launch(
     launch_written(job, state, timeout).await
 }
 
+/// The same for what a bootstrap has just made, which carries its mark.
+pub(super) async fn launch_made(
+    job: &JobCx,
+    state: &ConfState,
+    timeout: Duration,
+) -> Result<JobEnd, JobError> {
+    nothing_runs(job).await?;
+    job.shared.write_conf(state).await?;
+    job.phase("starting").await;
+    start_postmaster(job, state, timeout).await
+}
+
 /// The same with files that are written already.
 pub(super) async fn launch_written(
     job: &JobCx,
@@ -62,6 +74,14 @@ pub(super) async fn launch_written(
 ) -> Result<JobEnd, JobError> {
     job.phase("starting").await;
     ready_to_start(job).await?;
+    start_postmaster(job, state, timeout).await
+}
+
+async fn start_postmaster(
+    job: &JobCx,
+    state: &ConfState,
+    timeout: Duration,
+) -> Result<JobEnd, JobError> {
     let command = conf::command_line(job.ctx(), state).await?;
     job.check()?;
     let env = postmaster_environment(job);
@@ -99,6 +119,17 @@ async fn save_config_copies(job: &JobCx) {
 
 /// Nothing may run, and nothing unfinished may be started (S10, S18).
 async fn ready_to_start(job: &JobCx) -> Result<(), JobError> {
+    nothing_runs(job).await?;
+    match pgdata::inspect(job.ctx()).await {
+        DataDir::Initialised => Ok(()),
+        DataDir::Unfinished(what) => Err(JobError::Failed(Failure::HalfDone(what))),
+        other => Err(JobError::other(format!(
+            "the data directory cannot be started: {other:?}"
+        ))),
+    }
+}
+
+async fn nothing_runs(job: &JobCx) -> Result<(), JobError> {
     match job.shared.process_set() {
         ProcessSet::Alive(pid) => {
             return Err(JobError::other(format!("postmaster {pid} runs already")));
@@ -112,13 +143,7 @@ async fn ready_to_start(job: &JobCx) -> Result<(), JobError> {
         }
         ProcessSet::Empty | ProcessSet::Unknown => {}
     }
-    match pgdata::inspect(job.ctx()).await {
-        DataDir::Initialised => Ok(()),
-        DataDir::Unfinished(what) => Err(JobError::Failed(Failure::HalfDone(what))),
-        other => Err(JobError::other(format!(
-            "the data directory cannot be started: {other:?}"
-        ))),
-    }
+    Ok(())
 }
 
 /// The environment of the postmaster. A stale `postmaster.pid` whose number meanwhile belongs to

@@ -77,7 +77,7 @@ pub(super) async fn permitted(job: &JobCx, leader: &Upstream) -> Result<Option<P
     let found = pgdata::inspect(job.ctx()).await;
     let abandoned = match &found {
         DataDir::Empty => return Ok(None),
-        DataDir::Unfinished(what) => !what.starts_with(super::rewind::MARK),
+        DataDir::Unfinished(_) => found.abandoned(),
         DataDir::Initialised => false,
         DataDir::Unknown | DataDir::Unreadable(_) => {
             return Err(JobError::other(format!(
@@ -112,7 +112,8 @@ async fn witness(job: &JobCx, leader: &Upstream) -> Result<(), JobError> {
         Some(lineage) if lineage.leader.as_str() != me => lineage,
         _ => ask(job, leader).await?,
     };
-    prove(&lineage, mine, &me).map_err(|why| Refused::LastCopy(why).into())
+    let standby_cluster = job.ctx().cluster().standby_cluster.is_some();
+    prove(&lineage, mine, &me, standby_cluster).map_err(|why| Refused::LastCopy(why).into())
 }
 
 async fn ask(job: &JobCx, leader: &Upstream) -> Result<Lineage, JobError> {
@@ -130,12 +131,13 @@ async fn ask(job: &JobCx, leader: &Upstream) -> Result<Lineage, JobError> {
         .map_err(|err| Refused::LastCopy(super::shared::chain(&err)).into())
 }
 
-/// Whether the answer proves another copy.
-fn prove(lineage: &Lineage, mine: SystemId, me: &str) -> Result<(), String> {
+/// Whether the answer proves another copy: a primary's, or in a standby cluster, whose primary may be out
+/// of reach, that of the leader.
+fn prove(lineage: &Lineage, mine: SystemId, me: &str, standby_cluster: bool) -> Result<(), String> {
     if lineage.leader.as_str() == me {
         return Err("the leader is this member".into());
     }
-    if !lineage.is_primary {
+    if !lineage.is_primary && !standby_cluster {
         return Err(format!("{} is not a primary", lineage.leader));
     }
     if lineage.system_id != mine {
@@ -158,8 +160,9 @@ pub struct Plan {
     pub tablespaces: Vec<PathBuf>,
 }
 
-/// Checks the path and everything that hangs off it. `marked`: our own unfinished work, which may be
-/// removed at the root of a mount, too.
+/// Checks the path and everything that hangs off it. `marked`: our own unfinished work, which need not
+/// hold a cluster yet. The root of a mount is emptied like any other directory, since it is never
+/// renamed or removed itself; but nothing else may be mounted below it.
 pub fn plan(configured: &Path, marked: bool) -> Result<Plan, Refused> {
     let refuse = |why| Refused::Place {
         path: configured.to_owned(),
@@ -186,8 +189,8 @@ pub fn plan(configured: &Path, marked: bool) -> Result<Plan, Refused> {
     if meta.uid() != nix::unistd::geteuid().as_raw() {
         return Err(refuse("it belongs to another user"));
     }
-    if !marked && is_mount_root(&dir) {
-        return Err(refuse("it is the root of a mount"));
+    if has_mount_below(&dir) {
+        return Err(refuse("something else is mounted below it"));
     }
     if !marked && !dir.join("global/pg_control").is_file() {
         return Err(refuse("it holds no cluster"));
@@ -201,15 +204,19 @@ pub fn plan(configured: &Path, marked: bool) -> Result<Plan, Refused> {
     })
 }
 
-/// Whether something is mounted exactly here, bind mounts included (proc(5), `mountinfo`). When that
-/// cannot be read, the answer is yes.
-fn is_mount_root(dir: &Path) -> bool {
+/// Whether something is mounted inside, bind mounts included (proc(5), `mountinfo`): it is not ours, and
+/// its mount point cannot be removed. When that cannot be read, the answer is yes.
+fn has_mount_below(dir: &Path) -> bool {
     let Ok(table) = fs::read("/proc/self/mountinfo") else {
         return true;
     };
+    let mut inside = dir.as_os_str().as_bytes().to_vec();
+    if !inside.ends_with(b"/") {
+        inside.push(b'/');
+    }
     table.split(|b| *b == b'\n').any(|line| {
         let point = line.split(|b| *b == b' ').nth(4).unwrap_or_default();
-        unescape(point) == dir.as_os_str().as_bytes()
+        unescape(point).starts_with(&inside)
     })
 }
 
@@ -416,9 +423,9 @@ mod tests {
     }
 
     #[test]
-    fn mount_roots_are_left_alone() {
-        assert!(is_mount_root(Path::new("/proc")));
-        assert!(!is_mount_root(
+    fn directories_with_mounts_inside_are_left_alone() {
+        assert!(has_mount_below(Path::new("/")));
+        assert!(!has_mount_below(
             &std::env::temp_dir().join("nothing-mounted-here")
         ));
         assert_eq!(unescape(b"/a\\040b\\"), b"/a b\\");
@@ -484,19 +491,16 @@ mod tests {
             system_id: SystemId(7),
             history: TimelineHistory::first(),
         };
-        assert_eq!(prove(&good, SystemId(7), "a"), Ok(()));
-        assert!(prove(&good, SystemId(7), "b").is_err());
-        assert!(prove(&good, SystemId(8), "a").is_err());
-        assert!(
-            prove(
-                &Lineage {
-                    is_primary: false,
-                    ..good
-                },
-                SystemId(7),
-                "a"
-            )
-            .is_err()
-        );
+        assert_eq!(prove(&good, SystemId(7), "a", false), Ok(()));
+        assert!(prove(&good, SystemId(7), "b", false).is_err());
+        assert!(prove(&good, SystemId(8), "a", false).is_err());
+        let standby = Lineage {
+            is_primary: false,
+            ..good
+        };
+        assert!(prove(&standby, SystemId(7), "a", false).is_err());
+        // In a standby cluster the leader is one itself.
+        assert_eq!(prove(&standby, SystemId(7), "a", true), Ok(()));
+        assert!(prove(&standby, SystemId(7), "b", true).is_err());
     }
 }

@@ -25,7 +25,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
@@ -37,14 +37,20 @@ use tokio_util::task::TaskTracker;
 /// How long a client may take for the head of a request, idle time between two requests included.
 const HEAD_LIMIT: Duration = Duration::from_secs(10);
 
+/// Up to so much longer, by lot: thousands of clients that came at the same moment are not sent away, and
+/// do not come back, at the same moment.
+const HEAD_LIMIT_SPREAD: Duration = Duration::from_secs(5);
+
 /// How long a TLS handshake may take.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Largest head of a request.
 const HEAD_BYTES_MAX: usize = 128 << 10;
 
-/// The configured backlog is a handful by default; a burst of checks must not be dropped by the kernel.
-const BACKLOG_MIN: u32 = 1024;
+/// The configured backlog is a handful by default. Where it is full the kernel drops who comes, who tries
+/// again after a second: thousands of clients that come back at the same moment must not cost a health
+/// check that. Linux's own limit by default.
+const BACKLOG_MIN: u32 = 4096;
 
 /// After accepting failed, for want of files mostly: give connections time to end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -52,6 +58,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long an address may stay taken after its former user has gone.
 const REBIND_ATTEMPTS: u32 = 20;
 const REBIND_PAUSE: Duration = Duration::from_millis(100);
+
+/// How often the certificate's files are looked at: a renewed one is used without a reload.
+const CERTIFICATE_POLL: Duration = Duration::from_secs(5);
 
 /// How long name resolution of the listen address may take.
 const RESOLVE_LIMIT: Duration = Duration::from_secs(5);
@@ -263,12 +272,18 @@ async fn supervise(
     let mut changes = door.shared.state.config.clone();
     let mut current = first.restapi.clone();
     let mut accepting = open(&door, listeners);
+    let mut files = certificate_files(&current).await;
     loop {
         tokio::select! {
             () = door.stop.cancelled() => break,
             changed = changes.changed() => if changed.is_err() { break },
+            () = certificate_change(&current, &files) => {
+                tracing::info!("the certificates of the REST API have changed");
+            }
         }
         let wanted = changes.borrow_and_update().restapi.clone();
+        // Looked at before they are read: what changes meanwhile is read again.
+        files = certificate_files(&wanted).await;
         match load_tls(&wanted).await {
             Ok(loaded) => drop(tls.send_replace(loaded)),
             Err(err) => tracing::error!("keep the old certificates of the REST API: {err}"),
@@ -283,6 +298,36 @@ async fn supervise(
     }
     door.stop.cancelled().await;
     accepting.shutdown().await;
+}
+
+/// Which version of a file: moment of the last change, and length. `None` when it cannot be seen.
+type Version = Option<(SystemTime, u64)>;
+
+/// The versions of the files that TLS is made of.
+async fn certificate_files(config: &RestApiConfig) -> Vec<Version> {
+    let mut found = Vec::new();
+    if let Some(tls) = &config.tls {
+        let files = [
+            Some(&tls.certfile),
+            tls.keyfile.as_ref(),
+            tls.cafile.as_ref(),
+        ];
+        for file in files.into_iter().flatten() {
+            let meta = tokio::fs::metadata(file).await.ok();
+            found.push(meta.and_then(|meta| Some((meta.modified().ok()?, meta.len()))));
+        }
+    }
+    found
+}
+
+/// Returns when the files are others than they were.
+async fn certificate_change(config: &RestApiConfig, before: &[Version]) {
+    loop {
+        tokio::time::sleep(CERTIFICATE_POLL).await;
+        if certificate_files(config).await != before {
+            return;
+        }
+    }
 }
 
 /// Listens on the new address, or on the old one when the new one cannot be had.
@@ -432,7 +477,7 @@ where
     let service = service_fn(|request| answer(&router, slot, caller, request));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_LIMIT)
+        .header_read_timeout(HEAD_LIMIT + HEAD_LIMIT_SPREAD.mul_f32(fastrand::f32()))
         .max_buf_size(HEAD_BYTES_MAX)
         .title_case_headers(true)
         .serve_connection(TokioIo::new(stream), service);

@@ -32,6 +32,7 @@ pub use store::{Store, StoreFuture};
 
 use crate::config::AgentConfig;
 use crate::peers::Peers;
+use crate::postgres::Copied;
 use proto::core::observation::FailsafeCaller;
 use proto::rest::{Published, RestartBody};
 use std::sync::Arc;
@@ -52,6 +53,8 @@ pub struct RestState {
     pub config: watch::Receiver<Arc<AgentConfig>>,
     /// For `/garden/journal`.
     pub journal: crate::journal::JournalReader,
+    /// For `/garden`.
+    pub copied: Copied,
 }
 
 /// Where the member loop sends the status code and the text of its answer.

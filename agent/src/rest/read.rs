@@ -4,6 +4,7 @@ use super::answer::Answer;
 use super::extract::{Now, Parameters};
 use super::shared::Shared;
 use crate::clock;
+use crate::peers::POSITION_AGE;
 use axum::extract::State;
 use axum::http::Method;
 use proto::config::ClusterConfig;
@@ -34,7 +35,11 @@ pub(super) fn health(published: &Published, method: &Method, path: &str, query: 
 
 /// `GET /patroni`.
 pub(super) async fn status(Now(published): Now) -> Answer {
-    Answer::json(200, to_text(&status_document(&published)))
+    // Candidates must know whether the position is from before the lock was free (S3). Rounded up; a header,
+    // since the document is Patroni's to the field.
+    let age = clock::now().since(published.postgres.sql_at).as_millis() + 1;
+    let age = u64::try_from(age).unwrap_or(u64::MAX);
+    Answer::json(200, to_text(&status_document(&published))).with(POSITION_AGE, age)
 }
 
 /// `GET /liveness`.
@@ -103,7 +108,7 @@ pub(super) async fn metrics(State(shared): State<Arc<Shared>>, Now(published): N
 }
 
 /// `GET /garden`: what `gardenctl explain` shows.
-pub(super) async fn garden(Now(published): Now) -> Answer {
+pub(super) async fn garden(State(shared): State<Arc<Shared>>, Now(published): Now) -> Answer {
     let now = clock::now();
     let left = published.leader_until.map(|until| millis(now.until(until)));
     let doc = json!({
@@ -117,6 +122,7 @@ pub(super) async fn garden(Now(published): Now) -> Answer {
         "held_back": published.hold_back,
         "goal": published.goal,
         "job": published.job,
+        "copied_bytes": shared.state.copied.bytes(),
         "cycle_us": published.cycle_micros,
         "published_age_ms": millis(now.since(published.at)),
         "view_revision": published.view.as_ref().map(|view| view.revision),

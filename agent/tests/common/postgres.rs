@@ -2,10 +2,10 @@
 
 use garden_agent::config::{AgentConfig, Loader};
 use garden_agent::guardian::{AttachOptions, GuardianClient};
-use garden_agent::postgres::{PgContext, PgEvent, Postgres, connect};
+use garden_agent::postgres::{PgContext, PgEvent, Postgres, connect, pgdata};
 use proto::config::ClusterConfig;
 use proto::core::job::{Job, JobEnd, Upstream};
-use proto::core::observation::{LocalPostgres, Sql, SqlSample, Task, TaskResult};
+use proto::core::observation::{DataDir, LocalPostgres, Sql, SqlSample, Task, TaskResult};
 use proto::ids::JobId;
 use serde_json::{Map, Value};
 use std::future::Future;
@@ -19,6 +19,9 @@ const BIN: &str = "/usr/lib/postgresql/15/bin";
 
 /// Longest wait for anything that must happen.
 pub const LIMIT: Duration = Duration::from_secs(20);
+
+/// A job that has a time of its own has this one.
+pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Lines of each log that a failure shows.
 const LOG_LINES: usize = 15;
@@ -49,6 +52,10 @@ pub fn as_postgres(test: &str, body: impl Future<Output = ()>) {
         assert!(status.success(), "{test} failed as user postgres");
         return;
     }
+    run(body);
+}
+
+fn run(body: impl Future<Output = ()>) {
     if std::env::var_os("GARDEN_TEST_LOG").is_some() {
         let _ = tracing_subscriber::fmt()
             .with_max_level(tracing::Level::DEBUG)
@@ -66,12 +73,84 @@ pub fn as_postgres(test: &str, body: impl Future<Output = ()>) {
     });
 }
 
+/// Marks the run of a test that has its mount already.
+const MOUNTED: &str = "GARDEN_TEST_MOUNTED";
+
+/// As [`as_postgres`], and the data directory of the member `name` is the root of a file system of its
+/// own, which exists for this test only.
+#[allow(dead_code, reason = "not every program needs it")]
+pub fn as_postgres_on_a_mount(test: &str, name: &str, body: impl Future<Output = ()>) {
+    let _alone = ALONE
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    if std::env::var_os(MOUNTED).is_some() {
+        return run(body);
+    }
+    // `exec` keeps the process id, by which members name their directories.
+    let prepare = |options: &str| {
+        format!(
+            "root=${{TMPDIR:-/tmp}}/garden-jobs-$$-{name}; mkdir -p $root/data && \
+             mount -t tmpfs -o mode=0700{options} tmpfs $root/data"
+        )
+    };
+    let exe = std::env::current_exe().expect("the path of this program");
+    let exe = exe.display();
+    let (unshare, script): (&[&str], String) = if nix::unistd::geteuid().is_root() {
+        let mount = prepare(",uid=postgres,gid=postgres");
+        let drop = "setpriv --reuid=postgres --regid=postgres --init-groups --";
+        (
+            &["--mount"],
+            format!(
+                "{mount} && chown postgres: $root && exec {drop} {exe} {test} --exact --nocapture"
+            ),
+        )
+    } else {
+        // Root of a namespace may mount, but PostgreSQL refuses root: back to oneself in another one.
+        let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
+        let mount = prepare("");
+        let drop = format!("unshare --user --map-user={uid} --map-group={gid} --");
+        (
+            &["--user", "--map-root-user", "--mount"],
+            format!("{mount} && exec {drop} {exe} {test} --exact --nocapture"),
+        )
+    };
+    let mut child = Command::new("unshare")
+        .args(unshare)
+        .args(["--", "sh", "-c", &script])
+        .current_dir("/")
+        .env("HOME", "/tmp")
+        .env(MOUNTED, "1")
+        .spawn()
+        .expect("unshare");
+    let status = child.wait().expect("its end");
+    // The mount went with its namespace, the mount point is left.
+    let root = std::env::temp_dir().join(format!("garden-jobs-{}-{name}", child.id()));
+    let _ = std::fs::remove_dir_all(root);
+    assert!(status.success(), "{test} failed on a mount of its own");
+}
+
 fn guardian_options(root: &Path) -> AttachOptions {
     AttachOptions {
         program: PathBuf::from(env!("CARGO_BIN_EXE_garden-agent")),
         log: Some(root.join("guardian.log")),
         ..AttachOptions::default()
     }
+}
+
+/// A job that copies the source and streams from it.
+pub fn clone_of(source: &Node) -> Job {
+    Job::Clone {
+        source: Some(source.upstream()),
+        follow: source.upstream(),
+        basebackup_only: false,
+    }
+}
+
+/// A member with a new cluster; `extra` is added to its configuration.
+pub async fn primary(name: &'static str, port: u16, extra: &str) -> Node {
+    let mut node = Node::new(name, port, extra);
+    node.make_cluster().await;
+    node
 }
 
 /// A member.
@@ -89,6 +168,15 @@ pub struct Node {
 }
 
 impl Node {
+    /// A new cluster, as it is when etcd has its keys: until then its directory carries the mark.
+    pub async fn make_cluster(&mut self) {
+        assert_eq!(self.job(Job::Bootstrap).await, JobEnd::Done);
+        assert!(pgdata::look(&self.data()).abandoned());
+        self.driver.clear_mark();
+        assert_eq!(self.task(Task::ClearMark).await, TaskResult::Done);
+        assert_eq!(pgdata::look(&self.data()), DataDir::Initialised);
+    }
+
     /// A member with an empty data directory; `extra` is YAML added to the `postgresql` section.
     pub fn new(name: &'static str, port: u16, extra: &str) -> Self {
         let root = std::env::temp_dir().join(format!("garden-jobs-{}-{name}", std::process::id()));

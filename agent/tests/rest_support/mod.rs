@@ -6,6 +6,7 @@ use garden_agent::clock;
 use garden_agent::config::{AgentConfig, Loader};
 use garden_agent::journal::JournalReader;
 use garden_agent::peers::Peers;
+use garden_agent::postgres::Copied;
 use garden_agent::rest::{RestHandle, RestRequest, RestState, Store, StoreFuture, serve};
 use proto::config::{ClusterConfig, Settings, Tags};
 use proto::core::observation::{LocalPostgres, Process, Receiver, Sql, SqlSample};
@@ -231,6 +232,7 @@ impl Server {
             peers: Peers::new(&config.ctl).expect("client"),
             config: config_rx,
             journal,
+            copied: Copied::default(),
         })
         .await
         .expect("server starts");

@@ -8,7 +8,7 @@
 
 use super::cx::Cx;
 use super::decision::{Action, Decision, LeaseGoal, Standing};
-use super::job::{Job, StopMode, StopReason};
+use super::job::{Job, StopMode, StopReason, Upstream};
 use super::memory::Memory;
 use super::observation::{Armed, DataDir, Observation, Process, Sql};
 use super::reason::Reason;
@@ -16,7 +16,9 @@ use super::sync::SyncMemory;
 use super::tenure::{Lock, Unknown};
 use super::{down, empty, finish, follow, keep, lead, leave, race, standing};
 use crate::config::Settings;
-use crate::dcs::RecordState;
+use crate::dcs::{PgRole, RecordState};
+use crate::wal::Lsn;
+use std::borrow::Cow;
 use std::time::Duration;
 
 /// Decides. Equal inputs give equal outputs; nothing else is read.
@@ -24,12 +26,15 @@ pub fn decide(o: &Observation, memory: &Memory, s: &Settings) -> (Decision, Memo
     let mut cx = Cx::new(o, memory, s);
     cx.m.began.get_or_insert(o.now);
     finish::take_note(&mut cx);
+    keep::note_epoch(&mut cx);
+    hold_back_while_recovering(&mut cx);
     let reason = judge(&mut cx);
+    greet(&mut cx);
     keep::housekeeping(&mut cx);
     let goal = lease_goal(&mut cx);
     // Level-triggered and cheap to repeat, so it comes with every decision, before everything else.
     cx.actions.insert(0, Action::Hold(goal.clone()));
-    cx.m.last_rule = reason.rule().to_owned();
+    cx.m.last_rule = Cow::Borrowed(reason.rule());
     let standing = Standing {
         state: standing::state(&cx),
         role: standing::role(&cx),
@@ -46,6 +51,51 @@ pub fn decide(o: &Observation, memory: &Memory, s: &Settings) -> (Decision, Memo
         standing,
     };
     (decision, cx.m)
+}
+
+/// `on_start` for a server that ran before this agent did (`ha-behaviour.md` 21); one that we start
+/// ourselves is told of when it is up.
+fn greet(cx: &mut Cx) {
+    let role = cx.m.role.filter(|role| *role != PgRole::Uninitialized);
+    let ours = cx.m.callback_called || cx.o.job.is_some() || cx.sample().is_none();
+    if let Some(role) = role.filter(|_| !ours) {
+        finish::callback(cx, "on_start", role);
+    }
+}
+
+/// S9: recovery makes commits visible that no standby may have, also those whose sessions a restart has
+/// ended while they waited. PostgreSQL takes connections before the job that started it has ended, so
+/// clients are held back from its beginning. It may also restart itself; and a new agent does not know
+/// what the primary that it finds has been through.
+fn hold_back_while_recovering(cx: &mut Cx) {
+    if cx.sample().is_some_and(|sample| sample.in_recovery) {
+        (cx.m.hold_until, cx.m.hold_since) = (None, None);
+    }
+    if !cx.s.cluster.is_synchronous() {
+        return;
+    }
+    let primary = cx.m.role == Some(PgRole::Primary);
+    let recovers = match &cx.o.job {
+        Some(running) => match running.job {
+            Job::StartPrimary { .. } => true,
+            Job::Restart { .. } => primary,
+            _ => false,
+        },
+        None => {
+            let closed = matches!(cx.o.postgres.sql, Sql::Rejecting | Sql::Refused);
+            let recovers = cx.alive()
+                && closed
+                && !cx.o.postgres.signal_file
+                && (primary || cx.m.role.is_none());
+            if recovers || (cx.m.role.is_none() && cx.is_primary()) {
+                cx.m.hold_until = Some(Lsn::NONE);
+            }
+            recovers
+        }
+    };
+    if recovers {
+        cx.hold_back = Some("recovered WAL may not be on a quorum yet".to_owned());
+    }
 }
 
 fn lease_goal(cx: &mut Cx) -> LeaseGoal {
@@ -98,14 +148,15 @@ fn judge(cx: &mut Cx) -> Reason {
         DataDir::Unknown => return Reason::NotLookedYet,
         DataDir::Empty => return empty::decide(cx),
         DataDir::Unreadable(why) => return empty::unreadable(cx, why.clone()),
+        dir if cx.m.bootstrapped && dir.never_presented() => return empty::finish_bootstrap(cx),
         DataDir::Unfinished(why) => return empty::unfinished(cx, why.clone()),
         DataDir::Initialised => {}
     }
-    if let Some(reason) = foreign_system(cx) {
-        return reason;
-    }
     if cx.m.bootstrapped {
         return empty::finish_bootstrap(cx);
+    }
+    if let Some(reason) = foreign_system(cx) {
+        return reason;
     }
     if cx.lock == Lock::Inherited {
         return lead::inherit(cx);
@@ -155,7 +206,13 @@ fn lease_runs_out(cx: &mut Cx) -> Option<Reason> {
             Reason::LeaseSpent,
         )),
         Lock::Mine(tenure) => {
-            cx.wake(tenure.soft_deadline);
+            // Nothing is left to stop once the first of them has passed.
+            let next = [tenure.soft_deadline, tenure.deadline]
+                .into_iter()
+                .find(|at| *at > cx.o.now);
+            if let Some(next) = next {
+                cx.wake(next);
+            }
             None
         }
         _ => None,
@@ -206,11 +263,17 @@ fn during_job(cx: &mut Cx) -> Reason {
         Job::StartPrimary { .. } if start_took_too_long(cx) => {
             cancel("it takes too long and another member can take over")
         }
-        Job::Restart { .. } if !mine && cx.m.role == Some(crate::dcs::PgRole::Primary) => cx
+        Job::Restart { .. } if !mine && cx.m.role == Some(PgRole::Primary) => cx
             .paused()
             .then(String::new)
             .map_or_else(|| cancel("the leader lock is not ours"), |_| None),
         Job::Clone { .. } if matches!(cx.lock, Lock::Free) => None,
+        // A race must not wait for it; once PostgreSQL is stopped, the start that follows is the race's.
+        Job::CopySlots { leader, .. } if !follows(cx, leader) => cancel("its leader leads no more"),
+        // What was made so far is set aside, so that this member can copy the cluster.
+        Job::Bootstrap if empty::made_by_another(cx) => {
+            cancel("another member initialized the cluster meanwhile")
+        }
         _ => None,
     };
     match cancel {
@@ -223,6 +286,11 @@ fn during_job(cx: &mut Cx) -> Reason {
         }
         None => running,
     }
+}
+
+/// Whether this member leads as far as we know.
+fn follows(cx: &Cx, source: &Upstream) -> bool {
+    matches!((&cx.lock, source), (Lock::Other(leader), Upstream::Member { name, .. }) if leader == name)
 }
 
 fn start_took_too_long(cx: &mut Cx) -> bool {
@@ -309,7 +377,7 @@ fn not_answering(cx: &mut Cx) -> Option<Reason> {
             }
             // A server that is not writable yet cannot do harm under a foreign lock, but one that was
             // primary might become so: it is stopped like a running one.
-            let was_primary = cx.m.role == Some(crate::dcs::PgRole::Primary);
+            let was_primary = cx.m.role == Some(PgRole::Primary);
             match cx.lock.clone() {
                 Lock::Other(leader) if was_primary && !cx.paused() => Some(stop_for(
                     cx,

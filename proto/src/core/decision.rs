@@ -107,6 +107,9 @@ pub enum Action {
     Withdraw(Epoch),
     /// Keep on disk which epoch the received WAL belongs to.
     NoteWalEpoch(Epoch),
+    /// Take away the mark that a bootstrap leaves on what it has made: from now on etcd may name it, and then
+    /// it is not ours alone to throw away (S7).
+    ClearMark,
     /// Resume WAL replay that PostgreSQL paused by itself.
     ResumeReplay,
     /// Run a callback script: its name and the role it is told.
@@ -147,6 +150,7 @@ impl Action {
             Self::Configure(_) => Some(Task::Configure),
             Self::Checkpoint => Some(Task::Checkpoint),
             Self::Slots(_) => Some(Task::Slots),
+            Self::ClearMark => Some(Task::ClearMark),
             Self::AskPeers { .. } => Some(Task::Peers),
             Self::AskLineage { .. } => Some(Task::Lineage),
             Self::AskFailsafe { .. } => Some(Task::AskFailsafe),
@@ -259,8 +263,6 @@ pub struct SlotPlan {
     pub advance: Vec<(String, Lsn)>,
     /// Advance these logical slots: name, database, position.
     pub advance_logical: Vec<(String, String, Lsn)>,
-    /// Copy these logical slots from the leader.
-    pub copy_logical: Vec<String>,
     /// Drop these (S15: only ones that nobody uses and nobody asked to keep).
     pub drop: Vec<String>,
 }

@@ -1,11 +1,12 @@
 //! PostgreSQL is not running, and no process of it is left (`ha-behaviour.md` 9.2).
 
 use super::cx::Cx;
-use super::decision::Action;
-use super::job::{Job, Upstream};
+use super::decision::{Action, Wish, WishOutcome};
+use super::job::{Job, StopReason, Upstream};
 use super::leave;
 use super::observation::{ControlState, Process};
 use super::reason::Reason;
+use super::rewind::RewindState;
 use super::tenure::{Lock, Tenure};
 use super::{follow, handover, lead};
 use crate::dcs::PgRole;
@@ -47,17 +48,64 @@ pub(super) fn decide(cx: &mut Cx) -> Reason {
 }
 
 fn paused(cx: &mut Cx) -> Reason {
-    if matches!(cx.lock, Lock::Mine(_)) {
-        return leave::begin(cx, None, Reason::ReleasedInPause);
+    if let Lock::Mine(tenure) = cx.lock {
+        // What we stopped ourselves to hand over is handed over, or started again, as without a pause.
+        let by_us = cx.o.finished.as_ref().is_some_and(|finished| {
+            matches!(
+                finished.job,
+                Job::Stop {
+                    why: StopReason::Switchover | StopReason::ManualFailover,
+                    ..
+                }
+            )
+        });
+        return if by_us {
+            leader_down(cx, tenure)
+        } else {
+            leave::begin(cx, None, Reason::ReleasedInPause)
+        };
+    }
+    if let Some(reason) = restart_wish(cx) {
+        return reason;
     }
     if let Lock::Other(leader) = cx.lock.clone() {
-        // The one PostgreSQL that is started in pause: the ex-primary that we stopped ourselves for a
-        // switchover (`ha-behaviour.md` 14).
-        if cx.m.role == Some(PgRole::Demoted) && cx.m.seen_job.is_some() {
+        if let Some(reason) = follow::reinit_wish(cx, &leader) {
+            return reason;
+        }
+        // The only PostgreSQL that is started in pause without having been asked: the one that we
+        // stopped ourselves, for a switchover or for a rewind (`ha-behaviour.md` 14).
+        let demoted = cx.m.role == Some(PgRole::Demoted) && cx.m.seen_job.is_some();
+        let rewinds = matches!(cx.m.rewind, RewindState::Need | RewindState::Done);
+        if demoted || rewinds {
             return rejoin(cx, &leader);
         }
     }
     Reason::PausedDown
+}
+
+/// A PostgreSQL that is down in pause is started when an operator says so, in the role that it had. Not
+/// as a primary beside another leader: nobody would stop either of them before the pause ends.
+fn restart_wish(cx: &mut Cx) -> Option<Reason> {
+    let wish = cx.o.wishes.restart.as_ref()?;
+    if cx.m.restart_wish_done == Some(wish.id) {
+        return None;
+    }
+    let follow = match cx.lock.clone() {
+        Lock::Other(leader) => follow::target(cx, &leader),
+        _ => cx.o.postgres.conf.upstream.clone(),
+    };
+    if cx.o.postgres.signal_file || cx.lock == Lock::Free {
+        return lead::restart_now(cx, follow);
+    }
+    let id = wish.id;
+    cx.m.restart_wish_done = Some(id);
+    cx.push(Action::Answer {
+        wish: Wish::Restart(id),
+        outcome: WishOutcome::Refused(
+            "it would start as a primary while another member may lead; resume first".into(),
+        ),
+    });
+    None
 }
 
 fn too_early(cx: &mut Cx) -> Option<Reason> {
@@ -108,8 +156,17 @@ fn leader_down(cx: &mut Cx, tenure: Tenure) -> Reason {
     );
     let in_place = was_primary
         && !cx.o.postgres.signal_file
-        && matches!(cx.m.role, Some(PgRole::Primary | PgRole::Promoted))
-        && cx.s.cluster.standby_cluster.is_none();
+        && matches!(cx.m.role, Some(PgRole::Primary | PgRole::Promoted));
+    if let Some(remote) = &cx.s.cluster.standby_cluster {
+        let follow = follow::remote(remote);
+        cx.start(Job::StartStandby {
+            follow,
+            timeout: start_limit(limit),
+        });
+        return Reason::StartStandby {
+            leader: "the remote primary".into(),
+        };
+    }
     if !in_place {
         cx.start(Job::StartStandby {
             follow: Upstream::None,
@@ -147,7 +204,7 @@ fn hands_over_after_crash(cx: &Cx) -> bool {
     cluster.primary_start_timeout.is_zero() || fast
 }
 
-fn start_limit(configured: Duration) -> Duration {
+pub(super) fn start_limit(configured: Duration) -> Duration {
     if configured.is_zero() {
         Duration::from_secs(300)
     } else {

@@ -291,13 +291,59 @@ pub fn compare(race: &Race<'_>, ballot: Ballot) -> Verdict {
         .leader
         .as_ref()
         .is_some_and(|l| l.same_standby(me.as_str()));
-    if !voting || votes >= i64::from(view.sync.quorum) || (was_leader && !ahead) {
+    // The keeper of the key has everything that it covers, unless somebody has been promoted since: a
+    // primary that died before it had written the key may have acknowledged by its own names.
+    let superseded = view.history.lines.last().is_some_and(|line| {
+        let by_another = line.new_leader.as_deref().map(|by| !me.same_standby(by));
+        by_another.unwrap_or(race.timeline.is_none_or(|mine| mine <= line.timeline))
+    });
+    let keeper = was_leader && !ahead && !superseded;
+    if !voting || votes >= i64::from(view.sync.quorum) || keeper {
         return Verdict::Best;
     }
     Verdict::NotEnoughVotes {
         have: votes,
         need: view.sync.quorum,
     }
+}
+
+/// A number that nobody has claimed in `/history` comes of a promotion by hand. What is on that timeline
+/// was never promised to anybody, and commits that were acknowledged meanwhile are not: whatever the
+/// number, a timeline of a leader outranks it (S3).
+fn newer_timeline(
+    race: &Race<'_>,
+    peer: &MemberName,
+    its: Timeline,
+    mine: Timeline,
+) -> Option<Verdict> {
+    let peer = peer.clone();
+    let claimed = claimed_timeline(race.view, race.last_leader);
+    match claimed.map(|claimed| (its <= claimed, mine <= claimed)) {
+        Some((true, false)) => Some(Verdict::PeerOnClaimedTimeline { peer, its, mine }),
+        Some((false, true)) => None,
+        _ => (its > mine).then_some(Verdict::PeerOnNewerTimeline { peer, its, mine }),
+    }
+}
+
+/// Up to where the numbers of timelines are known to be those of leaders: all that were promoted were
+/// members of ours, and these claim a number before they use it ([`super::history::claim`]). `None`
+/// where Patroni may have led since, which writes `/history` later.
+pub(super) fn claimed_timeline(
+    view: &ClusterView,
+    last_leader: Option<&MemberName>,
+) -> Option<Timeline> {
+    let record = &view.record.as_ref()?.record;
+    let native = super::tenure::is_native(view)
+        && view
+            .members
+            .values()
+            .all(|m| m.record.capabilities.is_some())
+        && last_leader.is_none_or(|leader| *leader == record.owner);
+    let published = view.member(&record.owner).and_then(|m| m.timeline);
+    native
+        .then(|| view.history.cluster_timeline())
+        .flatten()
+        .map(|claimed| published.map_or(claimed, |published| published.max(claimed)))
 }
 
 fn old_timeline(race: &Race<'_>) -> Option<Verdict> {
@@ -316,11 +362,7 @@ fn peer_is_better(race: &Race<'_>, peer: &MemberName, status: &PeerStatus) -> Op
         && let (Some(its), Some(mine)) = (status.timeline, race.timeline)
         && its != mine
     {
-        return (its > mine).then(|| Verdict::PeerOnNewerTimeline {
-            peer: peer.clone(),
-            its,
-            mine,
-        });
+        return newer_timeline(race, peer, its, mine);
     }
     (status.position > race.position).then(|| Verdict::PeerAhead {
         peer: peer.clone(),

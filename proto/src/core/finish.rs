@@ -4,6 +4,7 @@ use super::cx::Cx;
 use super::decision::{Action, LogLevel, Wish, WishOutcome};
 use super::job::{Failure, Finished, Job, JobEnd};
 use super::rewind::RewindState;
+use super::tenure::Lock;
 use crate::dcs::PgRole;
 use crate::wal::Lsn;
 use std::time::Duration;
@@ -36,6 +37,7 @@ pub(super) fn take_note(cx: &mut Cx) {
         Job::Restart { wish, .. } => restarted(cx, finished, *wish),
         Job::Stop { .. } => stopped(cx, finished),
         Job::Promote { .. } => promoted(cx, finished),
+        Job::CopySlots { .. } => copied_slots(cx, finished),
         Job::Rewind { .. } => rewound(cx, finished),
         Job::Follow { .. } => {
             cx.m.not_streaming_since = None;
@@ -43,11 +45,12 @@ pub(super) fn take_note(cx: &mut Cx) {
                 cx.m.start_not_before = Some(cx.o.now + Duration::from_secs(1));
             }
         }
+        Job::SetAside { .. } => set_aside(cx, finished),
         Job::CrashRecovery | Job::RemoveData => {}
     }
 }
 
-fn callback(cx: &mut Cx, event: &str, role: PgRole) {
+pub(super) fn callback(cx: &mut Cx, event: &str, role: PgRole) {
     cx.m.callback_called = true;
     let role = if role == PgRole::Promoted {
         PgRole::Primary
@@ -72,21 +75,46 @@ fn bootstrap(cx: &mut Cx, finished: &Finished) {
         JobEnd::Failed(failure) => {
             // `ha-behaviour.md` 12.4: give the key back so that another member can try, and end.
             let why = failure.to_string();
-            cx.push(Action::Write {
-                task: super::observation::Task::Initialize,
-                txn: super::txns::give_up_initialize(),
-            });
+            give_claim_back(cx);
             cx.push(Action::Exit {
                 code: 1,
                 why: format!("failed to bootstrap cluster: {why}"),
             });
         }
-        JobEnd::Cancelled | JobEnd::Stopped { .. } => {
-            cx.push(Action::Write {
-                task: super::observation::Task::Initialize,
-                txn: super::txns::give_up_initialize(),
+        JobEnd::Cancelled | JobEnd::Stopped { .. } => give_claim_back(cx),
+    }
+}
+
+/// A copy of the cluster that stands is what comes next.
+fn set_aside(cx: &mut Cx, finished: &Finished) {
+    match &finished.end {
+        JobEnd::Failed(failure) => {
+            // S2: what may still run must not outlive us.
+            cx.push(Action::Fence);
+            cx.push(Action::Exit {
+                code: 1,
+                why: format!("failed to set a bootstrap aside: {failure}"),
             });
         }
+        JobEnd::Cancelled => {}
+        JobEnd::Done | JobEnd::StillStarting | JobEnd::Stopped { .. } => {
+            if std::mem::take(&mut cx.m.was_running) {
+                callback(cx, "on_stop", cx.m.role.unwrap_or(PgRole::Primary));
+            }
+            cx.m.bootstrapped = false;
+            cx.m.rewind = RewindState::Initial;
+            cx.m.role = Some(PgRole::Uninitialized);
+        }
+    }
+}
+
+/// A claim without its session is gone by itself.
+fn give_claim_back(cx: &mut Cx) {
+    if let Some(session) = &cx.o.dcs.session {
+        cx.push(Action::Write {
+            task: super::observation::Task::Initialize,
+            txn: super::txns::give_up_initialize(session),
+        });
     }
 }
 
@@ -99,6 +127,8 @@ fn copied(cx: &mut Cx, finished: &Finished) {
     }
     match finished.end {
         JobEnd::Done | JobEnd::StillStarting => {
+            // The first member of a standby cluster: its keys are written next.
+            cx.m.bootstrapped |= std::mem::take(&mut cx.m.bootstrapping);
             up(cx, PgRole::Replica);
             // A fresh copy of the leader is on the leader's branch.
             cx.m.rewind = RewindState::NotNeeded;
@@ -134,8 +164,11 @@ fn started(cx: &mut Cx, finished: &Finished) {
     match finished.end {
         JobEnd::Done | JobEnd::StillStarting => {
             let before = cx.m.role;
+            let leads = matches!(cx.lock, Lock::Mine(_));
             let role = if primary {
                 PgRole::Primary
+            } else if leads && cx.s.cluster.standby_cluster.is_some() {
+                PgRole::StandbyLeader
             } else {
                 PgRole::Replica
             };
@@ -144,7 +177,7 @@ fn started(cx: &mut Cx, finished: &Finished) {
                 // S9: a crash restart makes commits visible that no standby may have.
                 cx.m.hold_until = Some(Lsn::NONE);
             }
-            let changed = !primary && before.is_some_and(|b| b != PgRole::Replica);
+            let changed = !primary && before.is_some_and(|b| b != role);
             callback(
                 cx,
                 if changed {
@@ -168,6 +201,10 @@ fn started(cx: &mut Cx, finished: &Finished) {
 }
 
 fn restarted(cx: &mut Cx, finished: &Finished, wish: Option<u64>) {
+    if cx.m.role == Some(PgRole::Primary) && cx.s.cluster.is_synchronous() {
+        // S9: commits that waited when it was stopped are visible after it.
+        cx.m.hold_until = Some(Lsn::NONE);
+    }
     let outcome = match &finished.end {
         JobEnd::Done => {
             let role = cx.m.role.unwrap_or(PgRole::Replica);
@@ -175,9 +212,9 @@ fn restarted(cx: &mut Cx, finished: &Finished, wish: Option<u64>) {
             callback(cx, "on_restart", role);
             WishOutcome::Done
         }
-        JobEnd::StillStarting | JobEnd::Cancelled => {
-            WishOutcome::Failed(String::from("postgres is still starting"))
-        }
+        JobEnd::Cancelled => WishOutcome::Failed(String::from("postgres is still starting")),
+        // It may come up yet, but not within the time that was asked for.
+        JobEnd::StillStarting => WishOutcome::Failed(String::from("restart failed")),
         JobEnd::Failed(_) | JobEnd::Stopped { .. } => {
             cx.m.start_failed = true;
             cx.m.was_running = false;
@@ -191,6 +228,23 @@ fn restarted(cx: &mut Cx, finished: &Finished, wish: Option<u64>) {
             wish: Wish::Restart(id),
             outcome,
         });
+    }
+}
+
+fn copied_slots(cx: &mut Cx, finished: &Finished) {
+    super::copies::pause(cx);
+    match &finished.end {
+        JobEnd::Done | JobEnd::StillStarting => up(cx, PgRole::Replica),
+        // It was not stopped.
+        _ if cx.alive() => {}
+        end => {
+            // As after any other start that failed; one that was cancelled is tried again at once.
+            cx.m.was_running = false;
+            if matches!(end, JobEnd::Failed(_)) {
+                cx.m.start_failed = true;
+                back_off(cx);
+            }
+        }
     }
 }
 
@@ -218,6 +272,7 @@ fn promoted(cx: &mut Cx, finished: &Finished) {
     match &finished.end {
         JobEnd::Done | JobEnd::StillStarting => {
             up(cx, PgRole::Primary);
+            cx.m.failed_promotions = 0;
             cx.m.rewind = RewindState::Initial;
             cx.m.checkpointed = None;
             callback(cx, "on_role_change", PgRole::Primary);
@@ -225,7 +280,10 @@ fn promoted(cx: &mut Cx, finished: &Finished) {
         JobEnd::Failed(Failure::PrePromote(_)) => {
             cx.m.not_leading_before = Some(cx.o.now + cx.s.cluster.timing.ttl());
         }
-        JobEnd::Failed(_) | JobEnd::Cancelled | JobEnd::Stopped { .. } => back_off(cx),
+        JobEnd::Failed(_) | JobEnd::Cancelled | JobEnd::Stopped { .. } => {
+            cx.m.failed_promotions = cx.m.failed_promotions.saturating_add(1);
+            back_off(cx);
+        }
     }
 }
 

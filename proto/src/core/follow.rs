@@ -1,5 +1,6 @@
 //! Somebody else leads: follow it, on its branch of the WAL (`ha-behaviour.md` 4.3, 4.4, 10, 11).
 
+use super::copies;
 use super::cx::Cx;
 use super::decide::stop_for;
 use super::decision::{Action, LogLevel};
@@ -7,7 +8,7 @@ use super::job::{Job, StopMode, StopReason, Upstream};
 use super::observation::{Lineage, SqlSample, Task};
 use super::reason::Reason;
 use super::rewind::{self, Divergence, RewindState};
-use super::vote;
+use super::{sync, vote};
 use crate::config::StandbyCluster;
 use crate::dcs::PgRole;
 use crate::ids::MemberName;
@@ -19,12 +20,24 @@ const NOT_STREAMING_LIMIT: Duration = Duration::from_secs(5);
 /// A lineage older than this is asked for anew: data is thrown away because of what it says.
 const LINEAGE_FRESH: Duration = Duration::from_secs(2);
 
+/// The name under which the remote primary of a standby cluster is asked for its lineage.
+const REMOTE: &str = "remote member";
+
 /// The remote source of a standby cluster.
 pub(super) fn remote(remote: &StandbyCluster) -> Upstream {
     Upstream::Remote {
         host: remote.host.clone(),
         port: remote.port.clone(),
         slot: remote.primary_slot_name.clone(),
+    }
+}
+
+/// Whose history decides whether our WAL has diverged, and where a rewind copies from: the leader's, or
+/// in a standby cluster, whose leader follows somebody itself, the remote primary's.
+fn trunk(cx: &Cx, leader: &MemberName) -> Option<(MemberName, Upstream)> {
+    match &cx.s.cluster.standby_cluster {
+        Some(cluster) => Some((REMOTE.into(), remote(cluster))).filter(|(_, to)| to.streams()),
+        None => Some((leader.clone(), cx.upstream_of(leader)?)),
     }
 }
 
@@ -50,6 +63,7 @@ pub(super) fn decide(cx: &mut Cx, leader: &MemberName) -> Reason {
     cx.m.race_position = None;
     cx.m.handover = None;
     cx.m.failsafe_until = None;
+    cx.m.named = false;
     cx.m.last_primary = false;
     if cx.is_primary() && !cx.paused() {
         return stop_for(
@@ -92,7 +106,9 @@ pub(super) fn decide(cx: &mut Cx, leader: &MemberName) -> Reason {
 
 fn stream(cx: &mut Cx, leader: &MemberName, sample: &SqlSample) -> Reason {
     let source = target(cx, leader);
-    if cx.o.postgres.conf.upstream != source && source != Upstream::None && !too_early(cx) {
+    // A leader whose address is not known yet is no reason to let go of the source that there is.
+    let known = source != Upstream::None || cx.s.tags.nostream();
+    if cx.o.postgres.conf.upstream != source && known && !too_early(cx) {
         cx.m.rewind = cx.m.rewind.request();
         cx.m.not_streaming_since = None;
         cx.start(Job::Follow { follow: source });
@@ -107,11 +123,14 @@ fn stream(cx: &mut Cx, leader: &MemberName, sample: &SqlSample) -> Reason {
     if sample.replay_paused && !cx.paused() {
         cx.push(Action::ResumeReplay);
     }
-    cx.configured(Some(String::new()), false);
+    let configured = cx.configured(Some(sync::standby_names(&cx.s.cluster)), false);
     if cx.paused() {
         return Reason::PausedFollowing {
             me: cx.s.me.clone(),
         };
+    }
+    if configured && let Some(reason) = copies::decide(cx, leader, sample) {
+        return reason;
     }
     Reason::Following {
         me: cx.s.me.clone(),
@@ -121,7 +140,7 @@ fn stream(cx: &mut Cx, leader: &MemberName, sample: &SqlSample) -> Reason {
 
 /// Finds reasons to look at the lineage: the leader is on a newer timeline than we have seen, or the
 /// stream does not come up.
-fn watch_the_stream(cx: &mut Cx, leader: &MemberName, sample: &SqlSample) {
+pub(super) fn watch_the_stream(cx: &mut Cx, leader: &MemberName, sample: &SqlSample) {
     let theirs = cx.member(leader).and_then(|m| m.timeline);
     let behind = matches!((sample.timeline, theirs), (Some(mine), Some(theirs)) if mine < theirs);
     let streams = sample
@@ -137,7 +156,7 @@ fn watch_the_stream(cx: &mut Cx, leader: &MemberName, sample: &SqlSample) {
     }
     let since = *cx.m.not_streaming_since.get_or_insert(cx.o.now);
     let waited = cx.o.now.since(since);
-    if cx.s.tags.nostream() {
+    if !cx.o.postgres.conf.upstream.streams() {
         return;
     }
     if waited >= NOT_STREAMING_LIMIT || (behind && waited >= Duration::from_secs(1)) {
@@ -158,27 +177,30 @@ pub(super) fn on_the_right_branch(cx: &mut Cx, leader: &MemberName) -> Option<Re
         RewindState::Check => {}
         RewindState::Need => return Some(rewind_or_copy(cx, leader, "diverged".into())),
     }
-    let possible = cx.s.use_pg_rewind || cx.s.wipe_on_divergence;
+    // Asked also where neither a rewind nor a new copy is allowed: a member that will never stream again
+    // must not say that it follows (S18).
     let running = cx.alive();
-    if running && !possible {
-        cx.m.rewind = RewindState::Initial;
-        return None;
-    }
+    let standby_cluster = cx.s.cluster.standby_cluster.is_some();
     // The leader must be a primary that answers; its member key says so first.
-    let ready = cx
-        .member(leader)
-        .is_some_and(|m| m.role.as_deref() == Some("primary"));
+    let ready = standby_cluster || runs_as_primary(cx, leader);
     let Some(lineage) = lineage(cx, leader) else {
         if ready {
             ask_lineage(cx, leader);
         }
         cx.wake_in(Duration::from_millis(300));
-        // A running standby goes on streaming meanwhile; a stopped one must know first.
-        return (!running).then(|| Reason::CheckLineage {
+        // A running standby goes on streaming meanwhile; a stopped one must know first. Not in a standby
+        // cluster, which has to come up while its remote primary is out of reach: it is never promoted
+        // meanwhile, and is compared as soon as the stream does not come up.
+        return (!running && !standby_cluster).then(|| Reason::CheckLineage {
             leader: leader.clone(),
         });
     };
     compare(cx, leader, lineage)
+}
+
+fn runs_as_primary(cx: &Cx, member: &MemberName) -> bool {
+    cx.member(member)
+        .is_some_and(|m| m.role.as_deref() == Some("primary"))
 }
 
 /// The leader's lineage as this tenure of its has it. What the same member answered when it led before
@@ -188,8 +210,9 @@ fn lineage<'a>(cx: &Cx<'a>, leader: &MemberName) -> Option<&'a Lineage> {
         cx.m.last_locked
             .as_ref()
             .map_or(cx.o.now, |last| last.since);
+    let (asked, _) = trunk(cx, leader)?;
     cx.o.lineage.as_ref().filter(|l| {
-        l.leader == *leader && l.is_primary && l.at >= since && cx.o.now.since(l.at) < LINEAGE_FRESH
+        l.leader == asked && l.is_primary && l.at >= since && cx.o.now.since(l.at) < LINEAGE_FRESH
     })
 }
 
@@ -206,7 +229,7 @@ fn compare(cx: &mut Cx, leader: &MemberName, lineage: &Lineage) -> Option<Reason
         Divergence::Unknown { .. } => {
             cx.wake_in(Duration::from_secs(1));
             if !cx.alive() {
-                // The position of a stopped server cannot be told: start it as it is, look again then.
+                // Where the WAL of a stopped server ends cannot be told: start it as it is, look again then.
                 cx.m.rewind = RewindState::Initial;
             }
             None
@@ -215,14 +238,11 @@ fn compare(cx: &mut Cx, leader: &MemberName, lineage: &Lineage) -> Option<Reason
 }
 
 fn ask_lineage(cx: &mut Cx, leader: &MemberName) {
-    let Some(upstream) = cx.upstream_of(leader) else {
+    let Some((leader, upstream)) = trunk(cx, leader) else {
         return;
     };
     if cx.may(Task::Lineage) {
-        cx.push(Action::AskLineage {
-            leader: leader.clone(),
-            upstream,
-        });
+        cx.push(Action::AskLineage { leader, upstream });
     }
 }
 
@@ -236,28 +256,25 @@ fn too_early(cx: &mut Cx) -> bool {
 }
 
 fn rewind_or_copy(cx: &mut Cx, leader: &MemberName, why: String) -> Reason {
-    if cx.paused() {
-        return Reason::PausedFollowing {
-            me: cx.s.me.clone(),
-        };
-    }
     if too_early(cx) {
         return Reason::CheckLineage {
             leader: leader.clone(),
         };
     }
-    let Some(source) = cx.upstream_of(leader) else {
+    let Some((_, source)) = trunk(cx, leader) else {
         return Reason::CheckLineage {
             leader: leader.clone(),
         };
     };
     let control = cx.o.postgres.control.as_ref();
     if cx.s.use_pg_rewind && control.is_some_and(|c| c.rewindable) {
-        // pg_rewind reads the source's control file: it must know of the new timeline already.
-        let member = cx.member(leader);
-        let checkpointed = member.is_some_and(|m| m.checkpoint_after_promote != Some(false));
-        let primary = member.is_some_and(|m| m.role.as_deref() == Some("primary"));
-        if !checkpointed || !primary {
+        // pg_rewind reads the source's control file: it must know of the new timeline already. A remote
+        // primary publishes nothing; the job itself looks.
+        let checkpointed = cx
+            .member(leader)
+            .is_some_and(|m| m.checkpoint_after_promote != Some(false));
+        let told = checkpointed && runs_as_primary(cx, leader);
+        if !told && cx.s.cluster.standby_cluster.is_none() {
             cx.wake_in(Duration::from_millis(200));
             return Reason::WaitCheckpoint {
                 leader: leader.clone(),
@@ -279,6 +296,10 @@ fn rewind_or_copy(cx: &mut Cx, leader: &MemberName, why: String) -> Reason {
 /// S7: our copy is thrown away only while another live primary with the same identifier exists; the
 /// job checks the rest.
 fn copy_anew(cx: &mut Cx, leader: &MemberName, source: Upstream, why: String) -> Reason {
+    if cx.paused() {
+        // Nothing is thrown away in pause unless somebody asks for it.
+        return Reason::Diverged { why };
+    }
     if too_early(cx) {
         return Reason::CheckLineage {
             leader: leader.clone(),
@@ -316,7 +337,7 @@ fn copy_anew(cx: &mut Cx, leader: &MemberName, source: Upstream, why: String) ->
 fn after_failed_rewind(cx: &mut Cx, leader: &MemberName) -> Reason {
     let allowed = cx.s.wipe_on_rewind_failure || cx.s.wipe_on_divergence;
     let why = String::from("pg_rewind failed");
-    match cx.upstream_of(leader).filter(|_| allowed && !cx.paused()) {
+    match cx.upstream_of(leader).filter(|_| allowed) {
         Some(source) => copy_anew(cx, leader, source, why),
         None => {
             cx.wake_in(Duration::from_secs(10));

@@ -22,6 +22,9 @@ use std::time::Duration;
 /// itself (L4: old primary back in 5 s).
 const END_OF_WAL_LIMIT: Duration = Duration::from_secs(2);
 
+/// How often the candidate is asked meanwhile; it looks at itself as often (L10).
+const ASK_EVERY: Duration = Duration::from_millis(20);
+
 /// How long the stop of a switchover may take before the processes are ended.
 const STOP_LIMIT_MIN: Duration = Duration::from_secs(5);
 
@@ -184,6 +187,10 @@ pub(super) fn after_stop(cx: &mut Cx) -> Reason {
     let Some(candidate) = handover.candidate.clone() else {
         return Reason::Releasing;
     };
+    if cx.s.cluster.standby_cluster.is_some() {
+        // A standby's stop has no end of WAL, and what it has, its remote primary has.
+        return leave::begin(cx, None, Reason::Releasing);
+    }
     let (Some((_, end)), Some(stop_ended)) = (
         handover.shutdown,
         cx.o.finished.as_ref().map(|finished| finished.at),
@@ -205,7 +212,9 @@ pub(super) fn after_stop(cx: &mut Cx) -> Reason {
     if cx.o.now.since(stop_ended) >= END_OF_WAL_LIMIT {
         return back(cx, &candidate);
     }
-    if cx.may(Task::Peers)
+    let again = answer.map_or(cx.o.now, |answer| answer.asked_at + ASK_EVERY);
+    if cx.o.now >= again
+        && cx.may(Task::Peers)
         && let Some(url) = cx.member(&candidate).and_then(|m| m.api_url.clone())
     {
         let peers = [(candidate.clone(), url)].into();
@@ -214,7 +223,11 @@ pub(super) fn after_stop(cx: &mut Cx) -> Reason {
             limit: lead::ASK_LIMIT,
         });
     }
-    cx.wake_in(Duration::from_millis(20));
+    cx.wake(if cx.o.now < again {
+        again
+    } else {
+        cx.o.now + ASK_EVERY
+    });
     Reason::HandoverWait {
         candidate: candidate.to_string(),
         lsn: end,

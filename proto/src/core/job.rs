@@ -1,7 +1,7 @@
 //! Long work on the local PostgreSQL: one at a time, cancellable, its end a fact of the next
 //! observation (I6).
 
-use crate::ids::{Epoch, JobId, MemberName};
+use crate::ids::{Epoch, JobId, MemberName, SystemId};
 use crate::time::MonoTime;
 use crate::wal::{Lsn, Timeline};
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,21 @@ pub enum Upstream {
     },
 }
 
+impl Upstream {
+    /// Whether WAL can be streamed from there: a remote source may be an archive alone.
+    pub fn streams(&self) -> bool {
+        match self {
+            Self::None
+            | Self::Remote {
+                host: None,
+                port: None,
+                ..
+            } => false,
+            Self::Member { .. } | Self::Remote { .. } => true,
+        }
+    }
+}
+
 /// How a stop is asked of the postmaster (PostgreSQL documentation, "Shutting Down the Server").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StopMode {
@@ -45,8 +60,9 @@ pub enum StopMode {
 /// Long work.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Job {
-    /// `initdb` or a custom method, first start, roles, `post_bootstrap`. The new cluster is a
-    /// primary at the end; the guardian is armed before it becomes writable.
+    /// `initdb` or a custom method, first start, roles, `post_bootstrap`. The new cluster is a primary at the
+    /// end, and its directory still carries the mark of unfinished work: nobody else knows of it, so an agent
+    /// that finds it so begins again.
     Bootstrap,
     /// Fill an empty data directory from a source (`None`: by a method that needs none), and start it
     /// as a standby that follows it.
@@ -114,6 +130,18 @@ pub enum Job {
         /// Whom to follow.
         follow: Upstream,
     },
+    /// Read logical slots from the leader, stop, lay them down, and start again in recovery: PostgreSQL
+    /// reads slots only when it starts. Without a restart when the leader has none that could be used here.
+    CopySlots {
+        /// Their names.
+        slots: Vec<String>,
+        /// The leader.
+        leader: Upstream,
+        /// Whom to follow afterwards.
+        follow: Upstream,
+        /// For the start.
+        timeout: Duration,
+    },
     /// Stop if needed, then `pg_rewind` from the leader.
     Rewind {
         /// The leader.
@@ -123,6 +151,12 @@ pub enum Job {
     CrashRecovery,
     /// Remove the data directory, which must have passed every check of S7; the next decision clones.
     RemoveData,
+    /// Stop what a bootstrap of our own has made, which never was in etcd, and keep its directory aside, as
+    /// that of one that failed.
+    SetAside {
+        /// What it made; anything else is not touched. `None`: it must carry the mark.
+        system: Option<SystemId>,
+    },
 }
 
 /// Why PostgreSQL is stopped.
@@ -182,12 +216,14 @@ impl Job {
             Self::Promote { .. } => "promote".into(),
             Self::Restart { .. } => "restart".into(),
             Self::Follow { .. } => "changing primary_conninfo and restarting".into(),
+            Self::CopySlots { .. } => "copy_logical_slots".into(),
             Self::Rewind { source } => match source {
                 Upstream::Member { name, .. } => format!("running pg_rewind from {name}"),
                 Upstream::Remote { .. } | Upstream::None => "running pg_rewind".into(),
             },
             Self::CrashRecovery => "doing crash recovery in a single user mode".into(),
             Self::RemoveData => "removing the data directory".into(),
+            Self::SetAside { .. } => "setting a bootstrap aside".into(),
         }
     }
 }

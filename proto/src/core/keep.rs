@@ -4,7 +4,7 @@
 //! simply ordered again.
 
 use super::cx::Cx;
-use super::decision::{Action, LogLevel};
+use super::decision::{Action, LogLevel, SlotPlan};
 use super::job::Job;
 use super::observation::{DataDir, SqlSample, Task, TaskResult};
 use super::tenure::{self, Lock};
@@ -15,6 +15,7 @@ use crate::dcs::{
 };
 use crate::ids::MemberName;
 use serde_json::{Value, json};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Version of the protocol between members of ours.
@@ -32,10 +33,12 @@ pub fn capabilities() -> Capabilities {
 pub(super) fn housekeeping(cx: &mut Cx) {
     log_garbled(cx);
     if !cx.o.dcs.confirmed {
-        return;
+        return slots_in_failsafe_mode(cx);
     }
-    if let Some(failsafe) = cx.view().and_then(|v| v.failsafe.as_ref()) {
-        cx.m.failsafe_members = failsafe.members.clone();
+    if let Some(failsafe) = cx.view().and_then(|v| v.failsafe.as_ref())
+        && *cx.m.failsafe_members != failsafe.members
+    {
+        cx.m.failsafe_members = Arc::new(failsafe.members.clone());
     }
     if matches!(cx.lock, Lock::Mine(_)) && cx.keep_leading && !cx.o.wishes.shutdown {
         leader_keys(cx);
@@ -108,9 +111,20 @@ pub(super) fn record_members(cx: &Cx) -> Vec<MemberName> {
     names
 }
 
+/// Epochs only grow (S4), also past a record that somebody has deleted: a promise of before would else count
+/// against a primary that it was not made against.
+pub(super) fn note_epoch(cx: &mut Cx) {
+    let Some(view) = cx.view() else { return };
+    let record = view.record.iter().map(|entry| entry.record.epoch);
+    let promised = view.fences.values().map(|fence| fence.promise.epoch);
+    let highest = record.chain(promised).max().unwrap_or_default();
+    cx.m.epoch_seen = cx.m.epoch_seen.max(highest);
+}
+
 /// We, asking for a tenure.
 pub(super) fn claimant<'a>(cx: &Cx<'a>) -> txns::Claimant<'a> {
     let known = [
+        Some(cx.m.epoch_seen),
         Some(cx.o.postgres.wal_epoch),
         cx.o.postgres.promised,
         cx.o.dcs.held.map(|held| held.epoch),
@@ -172,7 +186,7 @@ fn restore_initialize(cx: &mut Cx) {
     let compare = match &view.initialize {
         Some(Initialize::System(_)) => return,
         None => Compare::Absent(Key::Initialize),
-        Some(Initialize::Bootstrapping) => Compare::Value(Key::Initialize, String::new()),
+        Some(Initialize::Bootstrapping(_)) => Compare::Value(Key::Initialize, String::new()),
         Some(Initialize::Invalid(_)) => Compare::Present(Key::Initialize),
     };
     let txn = Txn::when(
@@ -231,6 +245,9 @@ fn status(cx: &mut Cx, sample: &SqlSample) {
     let due =
         cx.m.status_written
             .is_none_or(|at| cx.o.now.since(at) >= cx.s.cluster.timing.loop_wait());
+    if !due || cx.o.job.is_some() {
+        return;
+    }
     let retain_slots =
         cx.m.retained
             .retain(view, &cx.s.me, &cx.s.cluster, cx.o.now);
@@ -240,7 +257,7 @@ fn status(cx: &mut Cx, sample: &SqlSample) {
         slots: slots::status_slots(&slot_input(cx, view, sample)),
         retain_slots,
     };
-    if due && wanted != view.status && cx.o.job.is_none() {
+    if wanted != view.status {
         cx.m.status_written = Some(cx.o.now);
         cx.write(
             Task::Status,
@@ -302,6 +319,45 @@ fn slots(cx: &mut Cx) {
     let Some(sample) = cx.sample() else { return };
     let Some(view) = cx.view() else { return };
     let plan = slots::plan(&slot_input(cx, view, sample));
+    order_slots(cx, plan);
+}
+
+/// While a primary leads by our promise, `/status` stands still, but its question says where its slots are
+/// (`ha-behaviour.md` 18): idle ones move on, so that no WAL piles up. None is created or dropped.
+fn slots_in_failsafe_mode(cx: &mut Cx) {
+    if !cx.s.cluster.use_slots || cx.o.job.is_some() {
+        return;
+    }
+    let ttl = cx.s.cluster.timing.ttl();
+    let caller = cx.o.failsafe_caller.as_ref();
+    let Some(caller) = caller.filter(|caller| cx.o.now.since(caller.at) < ttl) else {
+        return;
+    };
+    let (Some(sample), Some(view)) = (cx.sample(), cx.view()) else {
+        return;
+    };
+    if !sample.in_recovery {
+        return;
+    }
+    let mut view = view.clone();
+    view.status.slots = caller.slots.clone();
+    let input = slots::SlotInput {
+        me: &cx.s.me,
+        tags: &cx.s.tags,
+        view: &view,
+        sample,
+        config: &cx.s.cluster,
+    };
+    let plan = slots::plan(&input);
+    let moves = SlotPlan {
+        advance: plan.advance,
+        advance_logical: plan.advance_logical,
+        ..SlotPlan::default()
+    };
+    order_slots(cx, moves);
+}
+
+fn order_slots(cx: &mut Cx, plan: SlotPlan) {
     let due =
         cx.m.slots_done
             .is_none_or(|at| cx.o.now.since(at) >= Duration::from_secs(1));
@@ -311,7 +367,7 @@ fn slots(cx: &mut Cx) {
     }
 }
 
-fn slot_input<'a>(
+pub(super) fn slot_input<'a>(
     cx: &Cx<'a>,
     view: &'a crate::dcs::ClusterView,
     sample: &'a SqlSample,
@@ -345,7 +401,7 @@ fn own_member_key(cx: &mut Cx) {
     let needed = match current.filter(|_| same_lease) {
         None => true,
         Some(entry) if entry.record == wanted => false,
-        Some(entry) => due || without_positions(&entry.record) != without_positions(&wanted),
+        Some(entry) => due || !same_but_for_positions(&entry.record, &wanted),
     };
     if needed && cx.may(Task::Member) {
         cx.m.member_written = Some(cx.o.now);
@@ -357,13 +413,14 @@ fn own_member_key(cx: &mut Cx) {
     }
 }
 
-fn without_positions(record: &MemberRecord) -> MemberRecord {
-    MemberRecord {
-        xlog_location: None,
-        replay_lsn: None,
-        receive_lsn: None,
-        ..record.clone()
-    }
+fn same_but_for_positions(published: &MemberRecord, wanted: &MemberRecord) -> bool {
+    let moved = MemberRecord {
+        xlog_location: wanted.xlog_location,
+        replay_lsn: wanted.replay_lsn,
+        receive_lsn: wanted.receive_lsn,
+        ..published.clone()
+    };
+    moved == *wanted
 }
 
 fn member_record(cx: &Cx) -> MemberRecord {

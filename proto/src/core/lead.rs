@@ -1,23 +1,24 @@
 //! We hold the lock (`ha-behaviour.md` 4.2, 7).
 
 use super::cx::Cx;
-use super::decision::{Action, Wish, WishOutcome};
+use super::decision::{Action, LogLevel, Wish, WishOutcome};
 use super::election;
 use super::handover;
 use super::job::{Job, StopMode, StopReason, Upstream};
 use super::leave;
-use super::observation::{SqlSample, Task};
+use super::observation::{SqlSample, Task, TaskResult};
 use super::reason::Reason;
 use super::sync::{self, SyncStep};
 use super::tenure::Tenure;
 use super::txns;
-use super::{follow, history, lag, quorum};
+use super::{follow, history, keep, lag, quorum, slots};
 use crate::config::SyncMode;
-use crate::dcs::PgRole;
-use crate::ids::{Epoch, MemberName};
+use crate::dcs::txn::TxnOutcome;
+use crate::dcs::{PgRole, SyncRecord};
+use crate::ids::{Epoch, MemberName, STRICT_PLACEHOLDER};
 use crate::time::MonoTime;
 use crate::wal::{Lsn, Timeline};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// While the lock is contested or a switchover is under way, the slowest peer is waited for this long:
@@ -26,6 +27,9 @@ pub(super) const ASK_LIMIT: Duration = Duration::from_millis(300);
 
 /// Answers older than this are asked for anew.
 pub(super) const ANSWERS_FRESH: Duration = Duration::from_millis(1500);
+
+/// Promotions that fail before others may try.
+const PROMOTIONS_BEFORE_STEPPING_ASIDE: u32 = 3;
 
 /// How long a member whose promotions fail leaves the lock to others.
 const STEP_ASIDE: Duration = Duration::from_secs(10);
@@ -120,7 +124,7 @@ pub(super) fn decide(cx: &mut Cx, tenure: Tenure) -> Reason {
         return leading(cx, tenure);
     };
     if cx.s.cluster.standby_cluster.is_some() {
-        return standby_leader(cx, sample.in_recovery);
+        return standby_leader(cx, sample);
     }
     if sample.in_recovery {
         return promote(cx, tenure, armed);
@@ -165,7 +169,7 @@ fn paused(cx: &mut Cx) -> Reason {
             .view()
             .and_then(|v| v.failover.as_ref())
             .and_then(|f| f.candidate.clone());
-        if candidate.as_ref() == Some(&cx.s.me) || cx.m.last_rule == "race-candidate" {
+        if candidate.as_ref() == Some(&cx.s.me) || cx.m.named {
             let Some(tenure) = cx.tenure() else {
                 return Reason::Inherit;
             };
@@ -177,6 +181,7 @@ fn paused(cx: &mut Cx) -> Reason {
         return leave::begin(cx, None, Reason::ReleasedInPause);
     }
     if cx.is_primary() {
+        cx.m.named = false;
         cx.m.role = Some(PgRole::Primary);
         if let Some(reason) = handover::decide(cx) {
             return reason;
@@ -206,9 +211,10 @@ fn promote(cx: &mut Cx, tenure: Tenure, armed: bool) -> Reason {
         let why = "see the line above".to_owned();
         return leave::begin(cx, None, Reason::ReleasedForPrePromote { why });
     }
-    if cx.m.failed_starts >= 3 {
+    if cx.m.failed_promotions >= PROMOTIONS_BEFORE_STEPPING_ASIDE {
         // Others may try; we do not take the lock back at once only to fail again (L10).
         cx.m.not_leading_before = Some(cx.o.now + STEP_ASIDE);
+        cx.m.failed_promotions = 0;
         cx.m.failed_starts = 0;
         return leave::begin(cx, None, Reason::ReleasedForStart);
     }
@@ -236,6 +242,23 @@ fn promote(cx: &mut Cx, tenure: Tenure, armed: bool) -> Reason {
     Reason::Promote
 }
 
+/// The highest number that is in use anywhere, as far as we know. A promotion by hand claims none, and a
+/// second timeline of the same number could not be told from the first.
+fn highest_timeline(cx: &Cx, mine: Timeline) -> Timeline {
+    let files =
+        cx.o.postgres
+            .history
+            .as_ref()
+            .map(|(file, _)| file.timeline);
+    let keys = cx.view().into_iter().flat_map(|view| view.members.values());
+    let answers = cx.o.peers.values().filter_map(|a| a.status.as_ref());
+    let all = [Some(mine), files].into_iter();
+    all.chain(keys.map(|m| m.record.timeline))
+        .chain(answers.map(|status| status.timeline))
+        .flatten()
+        .fold(mine, Timeline::max)
+}
+
 /// The number that the new timeline must exceed, once `/history` says that we take it (S4).
 fn claim_timeline(cx: &mut Cx) -> Option<Timeline> {
     let view = cx.view()?;
@@ -243,7 +266,7 @@ fn claim_timeline(cx: &mut Cx) -> Option<Timeline> {
     let now = cx.o.wall.to_iso();
     let claimant = history::Claimant {
         me: &cx.s.me,
-        timeline: sample.timeline?,
+        timeline: highest_timeline(cx, sample.timeline?),
         position: lag::position(sample),
         now: &now,
         keep: cx.s.cluster.max_timelines_history,
@@ -272,7 +295,12 @@ fn prepare_sync(cx: &mut Cx) -> Option<Reason> {
         }
         SyncMode::On => {
             let prepared = sync::pre_promotion(view, &cx.s.me, strict);
-            if view.sync.leader.as_ref() != Some(&cx.s.me) {
+            // A key of our own, too, which names standbys that we are about to wait for no more (S3): we were
+            // the leader, and are promoted again.
+            let named: BTreeSet<&String> = view.sync.standbys.iter().collect();
+            let same = view.sync.leader.as_ref() == Some(&cx.s.me)
+                && named == prepared.standbys.iter().collect();
+            if !same || !sync_key_is_known(cx) {
                 let txn = txns::write_sync(&view.sync, cx.s, &prepared.standbys, 0);
                 cx.write(Task::Sync, txn);
                 return Some(Reason::PreparePromotion {
@@ -281,7 +309,21 @@ fn prepare_sync(cx: &mut Cx) -> Option<Reason> {
             }
             prepared.names
         }
-        SyncMode::Quorum => quorum::pre_promotion(view, &cx.s.me, strict),
+        SyncMode::Quorum => {
+            if view.sync.leader.as_ref() == Some(&cx.s.me) && !sync_key_is_known(cx) {
+                // Ours from an earlier life, which may have left a write under way that compares with
+                // nothing else than this name: written once more, it stays as it is.
+                let SyncRecord {
+                    standbys, quorum, ..
+                } = &view.sync;
+                let txn = txns::write_sync(&view.sync, cx.s, standbys, *quorum);
+                cx.write(Task::Sync, txn);
+                return Some(Reason::PreparePromotion {
+                    what: "the sync key".into(),
+                });
+            }
+            quorum::pre_promotion(view, &cx.s.me, strict)
+        }
     };
     let settled = cx.configured(Some(names), true);
     (!settled).then(|| Reason::PreparePromotion {
@@ -321,7 +363,21 @@ fn replicate_synchronously(cx: &mut Cx, sample: &SqlSample) {
         SyncMode::On => sync::step_on(&input, &mut cx.m.sync),
         SyncMode::Quorum => quorum::step_quorum(&input, &mut cx.m.sync),
     };
+    let known = sync_key_is_known(cx);
+    let step = sync::unless_in_doubt(step, &view.sync, &cx.s.me, known);
     carry_out(cx, step, sample);
+}
+
+/// Whether the outcome of the last write of `/sync` is known. A new agent does not know what the one before
+/// it has sent.
+fn sync_key_is_known(cx: &Cx) -> bool {
+    let outcome = cx.outcome(Task::Sync).map(|outcome| &outcome.result);
+    matches!(
+        outcome,
+        Some(TaskResult::Txn(
+            TxnOutcome::Committed(_) | TxnOutcome::Refused
+        ))
+    )
 }
 
 fn carry_out(cx: &mut Cx, step: SyncStep, sample: &SqlSample) {
@@ -332,6 +388,12 @@ fn carry_out(cx: &mut Cx, step: SyncStep, sample: &SqlSample) {
             cx.write(Task::Sync, txn);
         }
         SyncStep::SetNames(names) => {
+            // With the order, not at each look until it is carried out. Operators grep for this text.
+            if names.contains(STRICT_PLACEHOLDER) && cx.may(Task::Configure) {
+                let text = "No active replication connections from Patroni members and \
+                            synchronous_mode_strict is requested";
+                cx.log(LogLevel::Warning, text);
+            }
             cx.configured(Some(names), true);
             cx.probe(Duration::from_millis(50));
             cx.wake_in(Duration::from_millis(50));
@@ -405,6 +467,12 @@ fn hold_back_after_crash(cx: &mut Cx, sample: &SqlSample) -> bool {
 // --- wishes ---------------------------------------------------------------------------------------
 
 pub(super) fn restart_wish(cx: &mut Cx) -> Option<Reason> {
+    let follow = cx.o.postgres.conf.upstream.clone();
+    restart_now(cx, follow)
+}
+
+/// Carries out the restart that is asked for or due, if there is one.
+pub(super) fn restart_now(cx: &mut Cx, follow: Upstream) -> Option<Reason> {
     let wish = match cx.o.wishes.restart.clone() {
         Some(wish) if cx.m.restart_wish_done == Some(wish.id) => return None,
         Some(wish) => (wish.timeout, Some(wish.id)),
@@ -412,7 +480,6 @@ pub(super) fn restart_wish(cx: &mut Cx) -> Option<Reason> {
     };
     let (timeout, id) = wish;
     let timeout = timeout.map_or(cx.s.cluster.primary_start_timeout, Duration::from_secs);
-    let follow = cx.o.postgres.conf.upstream.clone();
     cx.start(Job::Restart {
         timeout,
         wish: id,
@@ -547,7 +614,7 @@ fn failsafe(cx: &mut Cx, tenure: &Tenure) -> Option<Reason> {
     if !cx.s.cluster.failsafe_mode || !cx.m.failsafe_members.contains_key(&cx.s.me) {
         return None;
     }
-    let mut peers = cx.m.failsafe_members.clone();
+    let mut peers = BTreeMap::clone(&cx.m.failsafe_members);
     peers.remove(&cx.s.me);
     let promise = cx.s.cluster.timing.ttl() - super::tenure::COMPATIBLE_MARGIN;
     if peers.is_empty() {
@@ -569,7 +636,11 @@ fn failsafe(cx: &mut Cx, tenure: &Tenure) -> Option<Reason> {
         .map_or(Duration::MAX, |o| cx.o.now.since(o.at));
     let due = cx.s.cluster.timing.loop_wait().min(Duration::from_secs(3));
     if since_last >= due && cx.may(Task::AskFailsafe) && !peers.is_empty() {
-        let slots = cx.sample().map(own_slots).unwrap_or_default();
+        // As `/status` would have them, so that the others can move theirs along.
+        let slots = match (cx.view(), cx.sample()) {
+            (Some(view), Some(sample)) => slots::status_slots(&keep::slot_input(cx, view, sample)),
+            _ => BTreeMap::new(),
+        };
         cx.push(Action::AskFailsafe { peers, slots });
     }
     cx.wake_in(Duration::from_secs(1));
@@ -579,25 +650,10 @@ fn failsafe(cx: &mut Cx, tenure: &Tenure) -> Option<Reason> {
     })
 }
 
-fn own_slots(sample: &SqlSample) -> BTreeMap<String, u64> {
-    let position = |slot: &super::observation::SlotRow| {
-        if slot.logical {
-            slot.confirmed_flush_lsn
-        } else {
-            slot.restart_lsn
-        }
-    };
-    sample
-        .slots
-        .iter()
-        .map(|slot| (slot.name.clone(), position(slot).0))
-        .collect()
-}
-
 // --- standby cluster ------------------------------------------------------------------------------
 
-fn standby_leader(cx: &mut Cx, in_recovery: bool) -> Reason {
-    if !in_recovery {
+fn standby_leader(cx: &mut Cx, sample: &SqlSample) -> Reason {
+    if !sample.in_recovery {
         return super::decide::stop_for(
             cx,
             StopReason::DemoteCluster,
@@ -608,6 +664,9 @@ fn standby_leader(cx: &mut Cx, in_recovery: bool) -> Reason {
         );
     }
     if let Some(reason) = handover::decide(cx) {
+        return reason;
+    }
+    if let Some(reason) = restart_wish(cx) {
         return reason;
     }
     let Some(remote) = &cx.s.cluster.standby_cluster else {
@@ -627,8 +686,17 @@ fn standby_leader(cx: &mut Cx, in_recovery: bool) -> Reason {
             leader: "the remote primary".into(),
         };
     }
+    // The lock is kept meanwhile: nobody here is writable, and the others have the same to do.
+    let me = cx.s.me.clone();
+    follow::watch_the_stream(cx, &me, sample);
+    if let Some(reason) = follow::on_the_right_branch(cx, &me) {
+        return reason;
+    }
     cx.configured(None, false);
     Reason::StandbyLeading {
         me: cx.s.me.clone(),
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

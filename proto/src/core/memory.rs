@@ -5,13 +5,16 @@ use super::rewind::RewindState;
 use super::slots::SlotMemory;
 use super::sync::SyncMemory;
 use crate::dcs::{ClusterView, PgRole};
-use crate::ids::{JobId, MemberName, Revision};
+use crate::ids::{Epoch, JobId, MemberName, Revision};
 use crate::time::MonoTime;
 use crate::wal::{Lsn, Timeline};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-/// What a member remembers from one decision to the next.
+/// What a member remembers from one decision to the next. Each decision copies it, so what is large and
+/// seldom changes is shared.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Memory {
     /// The role as members are told; `None` before PostgreSQL was looked at.
@@ -22,6 +25,10 @@ pub struct Memory {
     pub start_failed: bool,
     /// Starts that failed since the last success.
     pub failed_starts: u32,
+    /// Promotions that failed since one succeeded, or since the lock was given up over them. Apart from
+    /// `failed_starts`, since the standby that is started after each of them may well come up.
+    #[serde(default)]
+    pub failed_promotions: u32,
     /// No start before this.
     pub start_not_before: Option<MonoTime>,
     /// Whether we must find out if our timeline still leads to the leader's.
@@ -29,7 +36,7 @@ pub struct Memory {
     /// The job whose end has been taken note of.
     pub seen_job: Option<JobId>,
     /// Members and leader of the last view in which somebody led (`ha-behaviour.md` 3).
-    pub last_locked: Option<LastLocked>,
+    pub last_locked: Option<Arc<LastLocked>>,
     /// Since when the lock has been free in our eyes.
     pub free_since: Option<MonoTime>,
     /// When the peers were last asked because of it.
@@ -60,7 +67,7 @@ pub struct Memory {
     /// All members have promised to wait until this moment (S20).
     pub failsafe_until: Option<MonoTime>,
     /// The member list of `/failsafe` as last read: etcd is away when it is needed.
-    pub failsafe_members: BTreeMap<MemberName, String>,
+    pub failsafe_members: Arc<BTreeMap<MemberName, String>>,
     /// After a crash restart in synchronous mode: no clients before a quorum has this (S9).
     pub hold_until: Option<Lsn>,
     /// Since when clients are held back because of it.
@@ -77,6 +84,15 @@ pub struct Memory {
     pub not_streaming_since: Option<MonoTime>,
     /// When slots were last looked after.
     pub slots_done: Option<MonoTime>,
+    /// Since when this standby lacks logical slots that the leader has.
+    #[serde(default)]
+    pub slots_missing_since: Option<MonoTime>,
+    /// Copies of logical slots that ended lately.
+    #[serde(default)]
+    pub slot_copies: u32,
+    /// No copy of logical slots before this: each may cost a restart.
+    #[serde(default)]
+    pub no_slot_copy_before: Option<MonoTime>,
     /// Since when we ask to be let out of synchronous duty.
     pub leaving_sync: Option<MonoTime>,
     /// A restart that was carried out for a wish.
@@ -90,13 +106,20 @@ pub struct Memory {
     /// A callback has run in this process, so PostgreSQL is known to be ours.
     pub callback_called: bool,
     /// Reason of the last decision that was logged, to tell changes from repeats.
-    pub last_rule: String,
+    pub last_rule: Cow<'static, str>,
     /// When this agent took its first decision.
     pub began: Option<MonoTime>,
     /// As far as we know nobody has led since our own PostgreSQL was the primary.
     pub last_primary: bool,
     /// When the guardian was last told a deadline by a decision.
     pub arm_ordered: Option<MonoTime>,
+    /// In pause: we took the lock because a request names us, and are to be promoted. The request itself
+    /// is gone with the claim.
+    #[serde(default)]
+    pub named: bool,
+    /// The highest epoch that we have seen in etcd. The record may be deleted by hand.
+    #[serde(default)]
+    pub epoch_seen: Epoch,
     /// Quorum-fenced failover.
     pub suspicion: super::vote::Suspicion,
 }
@@ -146,15 +169,23 @@ impl Memory {
             .as_ref()
             .filter(|last| last.leader.as_ref() == Some(leader))
             .map_or(now, |last| last.since);
-        let members = view
+        let reachable = view
             .members
             .iter()
-            .filter_map(|(name, entry)| Some((name.clone(), entry.record.api_url.clone()?)))
+            .filter_map(|(name, entry)| Some((name, entry.record.api_url.as_ref()?)));
+        if let Some(last) = &self.last_locked
+            && last.leader.as_ref() == Some(leader)
+            && last.members.iter().eq(reachable.clone())
+        {
+            return;
+        }
+        let members = reachable
+            .map(|(name, url)| (name.clone(), url.clone()))
             .collect();
-        self.last_locked = Some(LastLocked {
+        self.last_locked = Some(Arc::new(LastLocked {
             leader: Some(leader.clone()),
             since,
             members,
-        });
+        }));
     }
 }

@@ -10,12 +10,14 @@
 //! costs time and nothing else. Reading order: [`observation`], [`decision`], [`reason`], then
 //! [`tenure`] (who leads, until when), [`decide`], and the branches it names.
 
+mod copies;
 mod cx;
 pub mod decide;
 pub mod decision;
 mod down;
 pub mod election;
 mod empty;
+pub mod failsafe;
 mod finish;
 mod follow;
 mod handover;

@@ -120,6 +120,25 @@ pub enum DataDir {
     Initialised,
 }
 
+impl DataDir {
+    /// What is there was begun by a bootstrap or a copy that did not end: nothing in it is not
+    /// elsewhere. A rewind that did not end may have left the last copy.
+    pub fn abandoned(&self) -> bool {
+        matches!(self, Self::Unfinished(what) if !what.starts_with(REWIND_MARK))
+    }
+
+    /// What is there was made by a bootstrap of this member, and never was in etcd.
+    pub fn never_presented(&self) -> bool {
+        matches!(self, Self::Unfinished(what) if what.starts_with(BOOTSTRAP_MARK))
+    }
+}
+
+/// The beginning of the text of [`DataDir::Unfinished`] that a rewind leaves.
+pub const REWIND_MARK: &str = "rewind";
+
+/// The same of a bootstrap, until its cluster is presented.
+pub const BOOTSTRAP_MARK: &str = "bootstrap";
+
 /// The postmaster.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Process {
@@ -412,6 +431,8 @@ pub enum Task {
     Checkpoint,
     /// Asking the peers.
     Peers,
+    /// Taking the mark of a bootstrap away.
+    ClearMark,
     /// Asking the leader for its lineage.
     Lineage,
     /// Asking the members whether we may go on without etcd.
@@ -474,6 +495,18 @@ pub struct PeerStatus {
     pub streaming: bool,
     /// The agent answered, but its PostgreSQL did not: it cannot vote, but the node is not dead.
     pub agent_only: bool,
+    /// How old the position was when it was told. Patroni looks when it is asked: zero.
+    #[serde(default)]
+    pub age: Duration,
+}
+
+impl PeerAnswer {
+    /// Whether the answer tells of a moment after this one: a position from before the lock was free may
+    /// lack what the old primary acknowledged last (S3).
+    pub fn tells_since(&self, since: MonoTime) -> bool {
+        let age = self.status.as_ref().map_or(Duration::ZERO, |s| s.age);
+        self.asked_at >= since + age
+    }
 }
 
 /// Where the leader stands in the tree of timelines, asked of itself.

@@ -95,6 +95,18 @@ impl QuorumState {
         Change::Key { quorum, voters }
     }
 
+    /// A key without voters that are gone, unless nobody could be elected by it: what a voter that is
+    /// removed has promised is gone with it until another one has proved the same. Waiting for that proof
+    /// costs no commit, and meanwhile the one that is gone may come back and vote.
+    fn key_without(&self, gone: &Names) -> Option<Change> {
+        let change = self.key(&self.voters - gone, self.count);
+        let nobody = |quorum: u32, voters: &Names| !voters.is_empty() && quorum >= size(voters);
+        let worse = matches!(&change, Change::Key { quorum, voters }
+            if nobody(*quorum, voters) && !nobody(self.quorum, &self.voters));
+        let may_prove = !self.names.is_disjoint(&self.active);
+        (!worse || !may_prove).then_some(change)
+    }
+
     /// Takes a change over, to look further.
     pub fn apply(&mut self, change: &Change) {
         match change.clone() {
@@ -135,7 +147,7 @@ pub fn next_change(state: &QuorumState) -> Option<Change> {
 fn fewer_names_than_voters(now: &QuorumState) -> Option<Change> {
     let abandoned = &(&now.voters - &now.names) - &now.active;
     if !abandoned.is_empty() {
-        return Some(now.key(&now.voters - &abandoned, now.count));
+        return now.key_without(&abandoned);
     }
     Some(Change::Names {
         count: now.count.max(1),
@@ -210,7 +222,7 @@ impl QuorumState {
             let count = self.count_for(&names);
             return Some(Change::Names { count, names });
         }
-        Some(self.key(&self.voters - &gone, self.count))
+        self.key_without(&gone)
     }
 
     /// New standbys: those by which more acknowledgements come within reach are waited for first, the

@@ -10,7 +10,7 @@ use super::observation::{PeerAnswer, SqlSample, Task};
 use super::reason::Reason;
 use super::{decide::stop_for, follow, keep, lag, sync, txns};
 use crate::config::SyncMode;
-use crate::dcs::{Initialize, Key, Op, PgRole, SyncRecord};
+use crate::dcs::{Initialize, Key, Op, PgRole, RecordState, SyncRecord};
 use crate::ids::MemberName;
 use crate::time::MonoTime;
 use std::collections::BTreeMap;
@@ -18,6 +18,10 @@ use std::time::Duration;
 
 /// A verdict against us is looked at again after this: positions and peers change.
 const ASK_AGAIN: Duration = Duration::from_millis(700);
+
+/// A peer whose position was of the time before is asked again after this, for so long.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const LOOK_LIMIT: Duration = Duration::from_millis(1500);
 
 /// How long the named candidate of a request is left alone with the free lock before all others may
 /// race for it (W21 of `ha-behaviour.md` 28: a candidate that cannot promote stalls Patroni for ever).
@@ -73,8 +77,15 @@ fn not_allowed(cx: &mut Cx, why: &str) -> Reason {
 
 /// S20: a primary without etcd goes on because we have promised it not to lead. An agent that was
 /// restarted does not know what the one before it has promised, unless PostgreSQL was the primary itself
-/// then.
+/// then. A record that was released ends all of it: only its holder can have been promised time, and it
+/// lets go when nothing of it is left (S10). `/leader` alone may as well have run out, and a record older
+/// than the WAL that we have received comes from a backup of etcd.
 fn promised_time(cx: &mut Cx) -> Option<Reason> {
+    let record = cx.view()?.record.as_ref().map(|entry| &entry.record);
+    let known = cx.o.postgres.wal_epoch;
+    if record.is_some_and(|r| r.state == RecordState::Released && r.epoch >= known) {
+        return None;
+    }
     let ttl = cx.s.cluster.timing.ttl();
     let asked = cx.o.failsafe_caller.as_ref().map(|caller| caller.at);
     let unknown = cx.m.began.filter(|_| !cx.m.last_primary);
@@ -169,8 +180,13 @@ fn paused(cx: &mut Cx) -> Reason {
     let named =
         request.is_some_and(|r| r.candidate.as_ref() == Some(&cx.s.me) && r.scheduled_at.is_none());
     if named && !cx.s.tags.nofailover() {
+        cx.m.named = true;
         claim(cx);
         return Reason::ClaimAsCandidate;
+    }
+    // The request goes with our claim, whose outcome may come later than what the watch shows.
+    if !cx.o.in_flight.contains(&Task::Lock) {
+        cx.m.named = false;
     }
     Reason::PausedFree
 }
@@ -225,10 +241,13 @@ fn contest(cx: &mut Cx, sample: &SqlSample, since: MonoTime) -> Reason {
         cx.m.race_asked = Some(again);
         return Reason::AskPeers;
     }
+    if let Some(reason) = looks_too_old(cx, since, again) {
+        return reason;
+    }
     let answers: BTreeMap<MemberName, PeerAnswer> =
         cx.o.peers
             .iter()
-            .filter(|(_, answer)| answer.asked_at >= since)
+            .filter(|(_, answer)| answer.tells_since(since))
             .map(|(name, answer)| (name.clone(), answer.clone()))
             .collect();
     let verdict = election::stand(&Race {
@@ -236,6 +255,28 @@ fn contest(cx: &mut Cx, sample: &SqlSample, since: MonoTime) -> Reason {
         ..race
     });
     settle(cx, since, verdict)
+}
+
+/// S3: a lock that is released at once is free before anybody has looked at PostgreSQL again, and what was
+/// acknowledged between the last look and the release would be missing from every position. So positions
+/// from before the lock was free do not count, neither our own nor others'. Others look again as soon as
+/// they see it free; one that does not counts as silent after a while.
+fn looks_too_old(cx: &mut Cx, since: MonoTime, asked: MonoTime) -> Option<Reason> {
+    if cx.o.postgres.sql_at < since {
+        cx.probe(Duration::from_millis(1));
+        cx.wake_in(Duration::from_millis(20));
+        return Some(Reason::AskPeers);
+    }
+    let old = |a: &PeerAnswer| a.asked_at >= since && !a.tells_since(since);
+    if cx.o.now.since(since) >= LOOK_LIMIT || !cx.o.peers.values().any(old) {
+        return None;
+    }
+    let again = asked + LOOK_AGAIN;
+    if cx.o.now >= again {
+        cx.m.race_asked = Some(cx.o.now);
+    }
+    cx.wake(again);
+    Some(Reason::AskPeers)
 }
 
 fn race<'a>(

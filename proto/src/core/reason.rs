@@ -197,6 +197,8 @@ reasons! {
     FollowingBlind = "following-blind", "etcd is not reachable: staying as we are, a standby";
     /// Change the source.
     ChangeUpstream { leader: String } = "change-upstream", "following a new source: {leader}";
+    /// Logical slots of the leader that are not here.
+    CopySlots { leader: MemberName, slots: String } = "copy-slots", "restarting to have logical slots of {leader} here, too: {slots}";
     /// Are we on the same branch?
     CheckLineage { leader: MemberName } = "check-lineage", "comparing timelines with {leader}";
     /// Not on the same branch.

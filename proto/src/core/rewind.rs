@@ -172,12 +172,16 @@ enum LocalEnd {
         checkpoint: Lsn,
         end: Option<Lsn>,
     },
+    /// A primary that was not shut down: its WAL goes at least this far.
+    Crashed { timeline: Timeline, at_least: Lsn },
 }
 
 impl LocalEnd {
     fn timeline(&self) -> Timeline {
         match self {
-            Self::Standby { timeline, .. } | Self::Primary { timeline, .. } => *timeline,
+            Self::Standby { timeline, .. }
+            | Self::Primary { timeline, .. }
+            | Self::Crashed { timeline, .. } => *timeline,
         }
     }
 }
@@ -195,7 +199,9 @@ pub const TORN_RECORD_MAX: u64 = 16 * 1024;
 /// Beyond Patroni: WAL that a running standby has received but not replayed counts as soon as it
 /// cannot be a torn record, since it will be replayed; and equal timeline numbers are only taken
 /// for the same timeline when their histories agree. [`Divergence::Same`] of a standby that runs
-/// is therefore worth asking again as long as it does not stream.
+/// is therefore worth asking again as long as it does not stream. And a crashed server is not started
+/// to find out what its control file tells already: as a standby it would follow its own timeline, of
+/// which `pg_rewind` before PostgreSQL 16 sees nothing without a checkpoint.
 pub fn check(local: &LocalPostgres, lineage: &Lineage) -> Divergence {
     let unknown = |why| Divergence::Unknown { why };
     if !lineage.is_primary {
@@ -226,6 +232,8 @@ pub fn check(local: &LocalPostgres, lineage: &Lineage) -> Divergence {
             Divergence::Need {
                 why: Diverged::SameNumber { timeline: mine },
             }
+        } else if matches!(end, LocalEnd::Crashed { .. }) {
+            unknown(Unclear::Unclean)
         } else {
             Divergence::Same
         };
@@ -290,6 +298,10 @@ fn beside(end: &LocalEnd, switch: Lsn) -> Divergence {
             },
         },
         LocalEnd::Primary { .. } => Divergence::Same,
+        LocalEnd::Crashed { timeline, at_least } if at_least > switch => beyond(timeline, at_least),
+        LocalEnd::Crashed { .. } => Divergence::Unknown {
+            why: Unclear::Unclean,
+        },
     }
 }
 
@@ -323,11 +335,27 @@ fn local_end(local: &LocalPostgres) -> Result<LocalEnd, Unclear> {
                 received: Lsn::NONE,
             })
         }
-        ControlState::Unknown
-        | ControlState::StartingUp
+        ControlState::Unknown => Err(Unclear::Unclean),
+        ControlState::StartingUp
         | ControlState::ShuttingDown
         | ControlState::InCrashRecovery
-        | ControlState::InProduction => Err(Unclear::Unclean),
+        | ControlState::InProduction => Ok(crashed(control)),
+    }
+}
+
+/// A promotion writes its timeline and the end of recovery here at once, and a checkpoint only later
+/// (PostgreSQL source, `CreateEndOfRecoveryRecord`).
+fn crashed(control: &ControlData) -> LocalEnd {
+    if control.min_recovery_timeline > control.timeline {
+        return LocalEnd::Crashed {
+            timeline: control.min_recovery_timeline,
+            at_least: control.min_recovery_end,
+        };
+    }
+    LocalEnd::Crashed {
+        timeline: control.timeline,
+        // A record begins here.
+        at_least: Lsn(control.checkpoint.0.saturating_add(1)),
     }
 }
 

@@ -7,7 +7,7 @@
 mod plan;
 mod status;
 
-pub use plan::plan;
+pub use plan::{plan, to_copy};
 pub use status::{SlotMemory, status_slots};
 
 use super::observation::SqlSample;

@@ -15,11 +15,17 @@ pub(super) fn state(cx: &Cx) -> PgState {
             Job::Clone { .. } | Job::Reinitialize { .. } => PgState::CreatingReplica,
             Job::StartPrimary { .. } | Job::StartStandby { .. } => PgState::Starting,
             Job::Restart { .. } => PgState::Restarting,
-            Job::Stop { .. } if cx.alive() => PgState::Stopping,
-            Job::Rewind { .. } | Job::CrashRecovery | Job::RemoveData | Job::Stop { .. } => {
-                PgState::Stopped
+            // Only a part of it: before and after it, the standby serves.
+            Job::CopySlots { .. } if !matches!(cx.o.postgres.sql, Sql::Sample(_)) => {
+                PgState::Restarting
             }
-            Job::Promote { .. } | Job::Follow { .. } => settled(cx),
+            Job::Stop { .. } | Job::SetAside { .. } if cx.alive() => PgState::Stopping,
+            Job::Rewind { .. }
+            | Job::CrashRecovery
+            | Job::RemoveData
+            | Job::SetAside { .. }
+            | Job::Stop { .. } => PgState::Stopped,
+            Job::Promote { .. } | Job::Follow { .. } | Job::CopySlots { .. } => settled(cx),
         };
     }
     settled(cx)
@@ -30,7 +36,10 @@ fn settled(cx: &Cx) -> PgState {
         (Process::Alive { .. }, Sql::Sample(_) | Sql::Silent) => PgState::Running,
         (Process::Alive { .. }, _) => PgState::Starting,
         (Process::Orphans, _) => PgState::Crashed,
-        (Process::Gone | Process::Unknown, _) if cx.m.was_running => PgState::Crashed,
+        // In pause whoever ended it may have meant to.
+        (Process::Gone | Process::Unknown, _) if cx.m.was_running && !cx.paused() => {
+            PgState::Crashed
+        }
         (Process::Gone | Process::Unknown, _) if cx.m.start_failed => PgState::StartFailed,
         (Process::Gone | Process::Unknown, _) => PgState::Stopped,
     }
@@ -81,14 +90,14 @@ pub fn replication_state(sample: &SqlSample) -> Option<&'static str> {
 pub fn scheduled_restart(restart: &ScheduledRestart) -> Value {
     let mut map = Map::new();
     map.insert("schedule".into(), json!(restart.schedule));
-    map.insert(
-        "postmaster_start_time".into(),
-        json!(restart.postmaster_start_time),
-    );
     for (key, value) in &restart.raw {
         if key != "schedule" {
             map.insert(key.clone(), value.clone());
         }
     }
+    map.insert(
+        "postmaster_start_time".into(),
+        json!(restart.postmaster_start_time),
+    );
     Value::Object(map)
 }

@@ -40,6 +40,18 @@ pub const SETTLE_TIME: Duration = Duration::from_secs(2);
 /// again.
 pub const REWRITE_AFTER: Duration = Duration::from_secs(3);
 
+/// The names of a standby, where they mean nothing until it is promoted. In synchronous mode they are never
+/// empty: that commits wait at all is a flag which the checkpointer sets when it has seen names, seconds later
+/// where it is busy, and whoever is promoted meanwhile would acknowledge what it has alone (S3,
+/// `safety.md` 4.2).
+pub fn standby_names(config: &ClusterConfig) -> String {
+    if config.is_synchronous() {
+        placeholder()
+    } else {
+        String::new()
+    }
+}
+
 /// What a primary knows when it looks after synchronous replication.
 #[derive(Clone, Copy, Debug)]
 pub struct SyncInput<'a> {
@@ -220,6 +232,19 @@ pub(crate) fn hold_strictly(input: &SyncInput<'_>, in_force: &InForce) -> Option
         return Some(SyncStep::Wait(SyncWait::NoStandby));
     }
     Some(SyncStep::SetNames(names_of_key(&input.view.sync, true)))
+}
+
+/// While a write of the key is in doubt, PostgreSQL keeps its names: an attempt that is committed late would
+/// promise what the names no longer enforce. The key is written once more instead, as it stands; whatever
+/// comes of that, the earlier attempt cannot succeed after it.
+pub fn unless_in_doubt(step: SyncStep, key: &SyncRecord, me: &MemberName, known: bool) -> SyncStep {
+    if known || !keeps_key(key, me) || !matches!(step, SyncStep::SetNames(_)) {
+        return step;
+    }
+    SyncStep::WriteKey {
+        standbys: key.standbys.clone(),
+        quorum: key.quorum,
+    }
 }
 
 /// The names that a key promises: what a primary must start with, so that no commit is acknowledged

@@ -10,7 +10,7 @@ use crate::dcs::{
 };
 use crate::ids::{Epoch, MemberName, SystemId};
 use crate::wal::{Lsn, Timeline};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 /// Who asks for a tenure, and what it knows of earlier ones.
 pub struct Claimant<'a> {
@@ -249,7 +249,11 @@ pub fn promise(view: &ClusterView, s: &Settings, promise: &FencePromise) -> Txn 
 
 /// Withdraws whatever promise stands or may still come: a promise against no epoch stays in its place,
 /// so that a late one fails. Only when this is known to be committed may the disk forget.
-pub fn withdraw(s: &Settings) -> Txn {
+///
+/// It compares with the name in `/leader` that was seen: when a takeover has counted the promise already,
+/// the promise must hold until its member has seen who leads now, or it would stream from the old primary
+/// again, which could acknowledge with it what the new one lacks (S3).
+pub fn withdraw(view: &ClusterView, s: &Settings) -> Txn {
     let nothing = FencePromise {
         v: RECORD_VERSION,
         epoch: Epoch(0),
@@ -257,7 +261,12 @@ pub fn withdraw(s: &Settings) -> Txn {
         timeline: Timeline(0),
         lsn: Lsn::NONE,
     };
-    Txn::always(vec![Op::put(Key::Fence(s.me.clone()), nothing.to_value())])
+    let same_leader = match view.leader_name() {
+        Some(name) => Compare::Value(Key::Leader, name.as_str().to_owned()),
+        None => Compare::Absent(Key::Leader),
+    };
+    let put = Op::put(Key::Fence(s.me.clone()), nothing.to_value());
+    Txn::when(vec![same_leader], vec![put])
 }
 
 /// Takes the number of a timeline (S4): by the holder of the lock, over the history that was read, so
@@ -282,23 +291,34 @@ pub fn claim_initialize() -> Txn {
     )
 }
 
+/// The claim of this session: one that another has made meanwhile looks just the same.
+fn our_claim(session: &Session) -> Compare {
+    Compare::OnLease(Key::Initialize, session.id)
+}
+
 /// Gives that right back.
-pub fn give_up_initialize() -> Txn {
+pub fn give_up_initialize(session: &Session) -> Txn {
     Txn::when(
-        vec![Compare::Value(Key::Initialize, String::new())],
+        vec![
+            Compare::Value(Key::Initialize, String::new()),
+            our_claim(session),
+        ],
         vec![Op::Delete(Key::Initialize)],
     )
 }
 
 /// Presents the new cluster: identifier, configuration and leader appear at one revision. Unlike
-/// Patroni's, it overwrites nobody (W25 of `ha-behaviour.md` 28).
-pub fn finish_bootstrap(s: &Settings, system: SystemId, config: &Map<String, Value>) -> Txn {
-    let config = Value::Object(config.clone()).to_string();
+/// Patroni's, it overwrites nobody (W25 of `ha-behaviour.md` 28). `claimed`: `/initialize` holds a claim,
+/// which must be ours; without one nobody else has begun.
+pub fn finish_bootstrap(s: &Settings, session: &Session, claimed: bool, system: SystemId) -> Txn {
+    let config = Value::Object(s.dynamic.clone()).to_string();
+    let claim = if claimed {
+        our_claim(session)
+    } else {
+        Compare::Absent(Key::Initialize)
+    };
     Txn::when(
-        vec![
-            Compare::Value(Key::Initialize, String::new()),
-            Compare::Absent(Key::Leader),
-        ],
+        vec![claim, Compare::Absent(Key::Leader)],
         vec![
             Op::put(Key::Initialize, system.to_string()),
             Op::put(Key::Config, config),

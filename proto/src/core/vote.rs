@@ -24,6 +24,7 @@ use super::txns;
 use crate::dcs::{ClusterView, RecordEntry, RecordState};
 use crate::ids::{Epoch, MemberName};
 use crate::time::MonoTime;
+use crate::wal::Timeline;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -70,12 +71,18 @@ pub fn not_applicable(cx_view: &ClusterView, s: &crate::config::Settings) -> Opt
     (!all).then_some("a member does not take part in fenced failover")
 }
 
+/// A standby that was promoted by hand, and stopped again, has left the leader's line of WAL (S3, S18).
+fn of_a_leader(view: &ClusterView, timeline: Timeline) -> bool {
+    super::election::claimed_timeline(view, None).is_none_or(|claimed| timeline <= claimed)
+}
+
 /// Members of `/sync` whose promise against `epoch` stands, best first.
 fn promised(view: &ClusterView, epoch: Epoch) -> Vec<MemberName> {
     let mut list: Vec<_> = view
         .fences
         .iter()
         .filter(|(name, entry)| view.sync.lists(name) && entry.promise.epoch == epoch)
+        .filter(|(_, entry)| of_a_leader(view, entry.promise.timeline))
         .map(|(name, entry)| (name, &entry.promise))
         .collect();
     // Every epoch promotes to a higher timeline, so a position on a later one is of a later epoch
@@ -127,18 +134,19 @@ pub(super) fn consider(cx: &mut Cx, leader: &MemberName, sample: &SqlSample) -> 
     if cx.o.postgres.promised == Some(epoch) {
         return Some(promised_state(cx, entry, leader));
     }
-    if entry.record.state != RecordState::Held || !may_vote(cx, entry) {
+    let votes = may_vote(view, &cx.s.me, cx.o.postgres.wal_epoch)
+        && sample.timeline.is_some_and(|mine| of_a_leader(view, mine));
+    if entry.record.state != RecordState::Held || !votes {
         return None;
     }
     suspect(cx, entry, leader, sample)
 }
 
 /// S18: only a member that has streamed in this epoch, on the leader's branch, has a vote.
-fn may_vote(cx: &Cx, entry: &RecordEntry) -> bool {
-    let Some(view) = cx.view() else { return false };
-    view.sync.lists(&cx.s.me)
-        && cx.o.postgres.wal_epoch == entry.record.epoch
-        && entry.record.members.contains(&cx.s.me)
+pub fn may_vote(view: &ClusterView, me: &MemberName, wal_epoch: Epoch) -> bool {
+    view.record.as_ref().is_some_and(|entry| {
+        view.sync.lists(me) && wal_epoch == entry.record.epoch && entry.record.members.contains(me)
+    })
 }
 
 fn note_epoch(cx: &mut Cx, entry: &RecordEntry, leader: &MemberName, sample: &SqlSample) {
@@ -340,3 +348,6 @@ pub(super) fn withdraw_if_over(cx: &mut Cx, entry: &RecordEntry) -> Option<Reaso
         why: format!("epoch {} leads now", entry.record.epoch),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -334,8 +334,9 @@ fn conn_url_of_kwargs(map: &Map<String, Value>) -> Option<String> {
 /// The value of `/initialize`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Initialize {
-    /// Empty: somebody is bootstrapping, or died while doing so.
-    Bootstrapping,
+    /// Empty: somebody is bootstrapping, or died while doing so. The lease that the key hangs on, whose owner
+    /// that is.
+    Bootstrapping(LeaseId),
     /// The cluster's identifier.
     System(SystemId),
     /// Anything else.
@@ -344,10 +345,10 @@ pub enum Initialize {
 
 impl Initialize {
     /// Reads a value.
-    pub fn parse(value: &str) -> Self {
+    pub fn parse(value: &str, lease: LeaseId) -> Self {
         match SystemId::parse(value) {
             Some(id) => Self::System(id),
-            None if value.is_empty() => Self::Bootstrapping,
+            None if value.is_empty() => Self::Bootstrapping(lease),
             None => Self::Invalid(value.chars().take(40).collect()),
         }
     }
@@ -356,7 +357,7 @@ impl Initialize {
     pub fn system(&self) -> Option<SystemId> {
         match self {
             Self::System(id) => Some(*id),
-            Self::Bootstrapping | Self::Invalid(_) => None,
+            Self::Bootstrapping(_) | Self::Invalid(_) => None,
         }
     }
 }
@@ -796,7 +797,7 @@ impl RecordEntry {
 impl LeaseRecord {
     /// The value to write.
     pub fn to_value(&self) -> String {
-        json!(self).to_string()
+        serde_json::to_string(self).expect("plain fields with names as keys")
     }
 }
 

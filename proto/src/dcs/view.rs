@@ -211,7 +211,7 @@ impl ClusterView {
                 );
                 return problem.map_or(Ok(()), Err);
             }
-            Key::Initialize => self.initialize = Some(Initialize::parse(value)),
+            Key::Initialize => self.initialize = Some(Initialize::parse(value, entry.lease)),
             Key::Config => {
                 self.config = ConfigRecord::parse(value, entry.modified);
                 if let ConfigRecord::Garbled { problem, .. } = &self.config {

@@ -70,9 +70,10 @@ impl HandoverRequest {
         paused: bool,
         wall: WallTime,
     ) -> Result<Self, Reply> {
+        // Anything else than a name is given, too, and is nobody's.
         let name = |key: &str| match body.get(key)? {
-            Value::String(text) if !text.is_empty() => Some(MemberName::new(text.clone())),
-            _ => None,
+            Value::String(text) => (!text.is_empty()).then(|| MemberName::new(text.clone())),
+            value => (!is_nothing(value)).then(|| MemberName::new(value.to_string())),
         };
         let leader = name("leader");
         let candidate = name("candidate").or_else(|| name("member"));

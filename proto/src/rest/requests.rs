@@ -104,23 +104,26 @@ impl RestartBody {
             raw: body.clone(),
             ..Self::default()
         };
+        // Before anything else is looked at, whatever else is wrong.
+        if paused && body.contains_key("schedule") {
+            let text = "Can't schedule restart in the paused state";
+            return Err(Reply::new(500, text));
+        }
         for (key, value) in body {
             match key.as_str() {
                 "schedule" => {
                     let (text, at) = schedule(value, Scheduled::Restart, wall)?;
-                    if paused {
-                        let text = "Can't schedule restart in the paused state";
-                        return Err(Reply::new(500, text));
-                    }
                     read.raw.insert(key.clone(), Value::String(text.clone()));
                     read.schedule = Some((text, at));
                 }
                 "role" => read.role = Some(role_filter(value)?),
                 "postgres_version" => read.below_version = Some(version_filter(value)?),
                 "timeout" => {
-                    read.timeout = Some(positive_seconds(value).ok_or_else(|| {
+                    let seconds = positive_seconds(value).ok_or_else(|| {
                         Reply::new(400, "Timeout should be a positive number of seconds")
-                    })?);
+                    })?;
+                    read.raw.insert(key.clone(), Value::from(seconds));
+                    read.timeout = Some(seconds);
                 }
                 // Its presence counts, not its value.
                 "restart_pending" => read.restart_pending = true,
@@ -183,12 +186,8 @@ fn version_filter(value: &Value) -> Result<u32, Reply> {
         let text = format!("Invalid PostgreSQL version format: X.Y or X.Y.Z is accepted: {shown}");
         Reply::new(400, text)
     };
-    let parts: Vec<&str> = shown.split('.').collect();
-    if !matches!(parts.len(), 2 | 3) {
-        return Err(bad_form());
-    }
-    let numbers: Option<Vec<u32>> = parts
-        .iter()
+    let numbers: Option<Vec<u32>> = shown
+        .split('.')
         .map(|p| p.parse().ok().filter(|n: &u32| *n < 100))
         .collect();
     match numbers.as_deref() {
@@ -297,6 +296,11 @@ mod tests {
                 timeout.to_owned(),
             ),
             (json!({"postgres_version": "16"}), 400, format!("{form}16")),
+            (
+                json!({"postgres_version": "x"}),
+                400,
+                String::from("Invalid PostgreSQL version: x"),
+            ),
             (json!({"postgres_version": 16}), 400, format!("{form}16")),
             (
                 json!({"postgres_version": "1.2.3.4"}),
@@ -347,9 +351,17 @@ mod tests {
         assert_eq!(read.below_version, Some(90_603));
         assert_eq!(read.timeout, Some(300));
         assert!(read.restart_pending, "its presence counts");
-        let paused = RestartBody::parse(&read.raw, true, TODAY);
+        assert_eq!(read.raw.get("timeout"), Some(&json!(300)));
         let text = "Can't schedule restart in the paused state";
-        assert_eq!(paused, Err(Reply::new(500, text)));
+        for body in [
+            json!(read.raw),
+            json!({"schedule": "soon"}),
+            json!({"role": "master", "schedule": "2010-01-01T00:00:00"}),
+        ] {
+            let body = body.as_object().cloned().unwrap_or_default();
+            let paused = RestartBody::parse(&body, true, TODAY);
+            assert_eq!(paused, Err(Reply::new(500, text)), "{body:?}");
+        }
     }
 
     #[test]

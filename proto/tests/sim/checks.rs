@@ -1,6 +1,7 @@
 //! What must hold at every moment (`safety.md` 5).
 
 use super::clock::{MS, SEC, T, nanos};
+use super::mutation::Mutation;
 use super::network::{CLIENT, Plane};
 use super::story::Tag;
 use super::world::World;
@@ -8,7 +9,7 @@ use proto::core::decision::LeaseGoal;
 use proto::core::observation::{DataDir, Sql};
 use proto::dcs::txn::{Compare, Op, Txn};
 use proto::dcs::{ClusterView, Entry, Key, LeaseRecord, RecordState, SyncRecord};
-use proto::ids::{Epoch, MemberName, Revision};
+use proto::ids::{Epoch, MemberName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ pub struct Checks {
     /// Epochs that were won by promises: the primary before may still run, cut off (`DESIGN.md` 3).
     fenced: BTreeSet<u64>,
     highest_epoch: u64,
-    /// `/leader` was written by hand or lost to a fault that a compatible lease cannot survive.
+    /// Somebody has taken the lock away under a primary: record and `/leader`, or a record that cannot be read.
     pub lease_broken: bool,
     /// Until when a pause and its end excuse what the leases would forbid.
     pub paused_until: T,
@@ -27,12 +28,21 @@ pub struct Checks {
     pub twins: bool,
     /// Servers that somebody promoted by hand.
     pub by_hand: BTreeMap<usize, T>,
+    /// Primaries whose agents were ended in pause: what they do once the pause is over, nobody prevents.
+    pub left_alone: BTreeSet<usize>,
     /// Systems that were put into `/initialize`.
     systems: BTreeSet<String>,
     pub clean_claims: u64,
     pub acks: u64,
     pub strict_acks: u64,
     pub epochs: u64,
+}
+
+impl Checks {
+    /// The identifier of the cluster, once it was made.
+    pub fn system(&self) -> Option<String> {
+        self.systems.first().cloned()
+    }
 }
 
 /// After a pause ends or a hand has promoted something, this long may pass until it is in order.
@@ -48,10 +58,32 @@ impl World {
     }
 
     fn excused(&self, n: usize) -> bool {
-        self.checks
-            .by_hand
-            .get(&n)
-            .is_some_and(|at| self.now < at + GRACE)
+        let left_alone = self.checks.left_alone.contains(&n);
+        left_alone
+            || self
+                .checks
+                .by_hand
+                .get(&n)
+                .is_some_and(|at| self.now < at + GRACE)
+    }
+
+    /// An agent begins. Epochs are remembered by agents when the record cannot be read.
+    pub fn agent_began(&mut self, n: usize) {
+        if self.checks.left_alone.remove(&n) {
+            self.checks.by_hand.insert(n, self.now);
+        }
+        if self.record().is_none() {
+            self.checks.highest_epoch = 0;
+        }
+    }
+
+    /// Somebody has deleted a key.
+    pub fn key_taken(&mut self) {
+        let lock = ["record", "leader"]
+            .iter()
+            .any(|key| self.store.get(key).is_some());
+        let writable = self.nodes.iter().any(|node| node.pg.writable());
+        self.checks.lease_broken |= !lock && writable;
     }
 
     // --- who writes -------------------------------------------------------------------------------
@@ -62,15 +94,22 @@ impl World {
             return;
         }
         self.story.reach("writable");
+        if self.is_stranger(n) {
+            self.story.reach("stranger-starts");
+            return;
+        }
+        if self.is_cut_off(n) {
+            // PostgreSQL comes up again within the lease of a primary that its standbys have cut off: it
+            // may serve stale reads until its deadline, and acknowledges nothing (`DESIGN.md` 3).
+            self.story.reach("old-primary-restarts");
+            return;
+        }
         let others: Vec<usize> = (0..self.nodes.len())
             .filter(|m| *m != n && self.nodes[*m].pg.writable() && !self.excused(*m))
             .collect();
         let same_system = |m: &usize| self.nodes[*m].disk.system == self.nodes[n].disk.system;
         if let Some(other) = others.iter().find(|m| same_system(m)).copied() {
-            let fenced = self.record().is_some_and(|r| {
-                r.owner == self.names[n] && self.checks.fenced.contains(&r.epoch.0)
-            });
-            if fenced {
+            if self.is_cut_off(other) {
                 self.story.reach("old-primary-cut-off");
             } else if !self.paused() && !self.checks.lease_broken {
                 let names = (&self.names[n], &self.names[other]);
@@ -82,6 +121,24 @@ impl World {
         }
         self.checks.latest = Some(n);
         self.holds_everything(n);
+    }
+
+    /// A cluster of its own, which lost the race to be made, and which nobody knows of.
+    fn is_stranger(&self, n: usize) -> bool {
+        let system = self.nodes[n].disk.system;
+        let ours = self.checks.systems.first();
+        ours.is_some_and(|ours| ours.parse() != Ok(system))
+    }
+
+    /// Since the epoch of this server one was won by promises: nobody acknowledges for it any more, whoever
+    /// leads now, also when that one has released its lock long before this server's deadline.
+    fn is_cut_off(&self, n: usize) -> bool {
+        // While it is fenced, and after a guardian's death, its processes are still of the last epoch.
+        let Some(epoch) = self.nodes[n].armed_last else {
+            return false;
+        };
+        let leads = self.record().is_some_and(|r| r.owner == self.names[n]);
+        !leads && self.checks.fenced.range(epoch.0 + 1..).next().is_some()
     }
 
     pub fn no_longer_writable(&mut self, n: usize) {
@@ -111,7 +168,7 @@ impl World {
 
     /// S2: whatever writes does so before its deadline and F have passed.
     pub fn commit_is_guarded(&mut self, n: usize) {
-        if self.paused() || self.excused(n) {
+        if self.paused() || self.excused(n) || self.is_stranger(n) {
             return;
         }
         let now = self.local(n);
@@ -129,22 +186,18 @@ impl World {
         }
     }
 
-    /// A server of a cluster that is being made is nobody's second primary; orphans are being ended.
+    /// A server of a cluster that is being made, and was never presented, is nobody's second primary; orphans
+    /// are being ended.
     fn may_be_unarmed(&self, n: usize) -> bool {
         let node = &self.nodes[n];
-        let agent = node.agent.as_ref();
-        let fresh = agent.is_none_or(|a| a.m.bootstrapped || a.m.bootstrapping || a.job.is_some());
-        let new = self
-            .store
-            .get("initialize")
-            .is_none_or(|e| e.value.is_empty());
+        let unknown = node.disk.dir.never_presented();
         let young = node
             .pg
             .writable_since
             .is_none_or(|at| self.now < at + 3 * SEC);
         let orphans = node.pg.run == super::postgres::Run::Orphans;
         let no_guard = node.guard.as_ref().is_none_or(|g| !g.alive);
-        (new && fresh) || (young && self.promotions == 0) || orphans || no_guard
+        unknown || (young && self.promotions == 0) || orphans || no_guard
     }
 
     // --- who was told what ------------------------------------------------------------------------
@@ -152,7 +205,7 @@ impl World {
     fn sync_key(&self) -> SyncRecord {
         self.store
             .get("sync")
-            .and_then(|e| SyncRecord::parse(&e.value, Revision(1)).ok())
+            .map(|entry| self.reader.sync(entry))
             .unwrap_or_default()
     }
 
@@ -165,7 +218,7 @@ impl World {
         self.checks.acks += 1;
         // Synchronous mode is in force where the primary and etcd say so.
         let strict = self.config.is_synchronous() && self.sync_key().is_active();
-        if !strict || self.excused(n) {
+        if !strict || self.excused(n) || self.is_stranger(n) {
             return;
         }
         self.commits[commit].strict = true;
@@ -213,12 +266,11 @@ impl World {
     // --- etcd -------------------------------------------------------------------------------------
 
     pub fn record(&self) -> Option<LeaseRecord> {
-        serde_json::from_str(&self.store.get("record")?.value).ok()
+        self.reader.record(self.store.get("record")?)
     }
 
     /// Every commit to etcd.
     pub fn committed(&mut self, by: Option<usize>, txn: &Txn, before: Option<&Entry>) {
-        let before: Option<LeaseRecord> = before.and_then(|e| serde_json::from_str(&e.value).ok());
         for op in &txn.then {
             match op {
                 Op::Put {
@@ -227,6 +279,7 @@ impl World {
                     ..
                 } => {
                     if let Ok(record) = serde_json::from_str::<LeaseRecord>(value) {
+                        let before = before.and_then(|entry| self.reader.record(entry));
                         self.record_committed(by, txn, before.as_ref(), &record);
                     }
                 }
@@ -234,7 +287,7 @@ impl World {
                     key: Key::Initialize,
                     value,
                     ..
-                } if !value.is_empty() => {
+                } if !value.is_empty() && by.is_some() => {
                     self.checks.systems.insert(value.clone());
                     if self.checks.systems.len() > 1 {
                         let systems = self.checks.systems.clone();
@@ -272,7 +325,7 @@ impl World {
                 .iter()
                 .any(|c| matches!(c, Compare::Unchanged(Key::Fence(_), _)));
             let fenced = fenced
-                || (self.mutation == Some(super::run::Mutation::FenceNotCompared)
+                || (self.has(Mutation::FenceNotCompared)
                     && self
                         .store
                         .snap
@@ -316,6 +369,8 @@ impl World {
                 && !(0..self.nodes.len()).any(|m| m != n && self.node_holds(m, place))
         });
         let good = self.nodes[source].disk.dir == DataDir::Initialised;
+        // What a promotion by hand has left behind is lost by hand.
+        let lost = lost.filter(|_| !self.checks.by_hand.contains_key(&source));
         if lost.is_some() || !good {
             self.fail(format!(
                 "S7: {} throws away the last copy of commit {lost:?}",
@@ -360,11 +415,17 @@ impl World {
                 }
             }
         }
-        let view = ClusterView::read(&self.store.snap);
-        if view.fences.values().any(|f| f.promise.epoch > Epoch(0)) {
+        let mut fences = self.store.snap.entries.iter();
+        if fences.any(|(key, entry)| self.stands(key, entry)) {
             return Some("a promise stands in etcd".into());
         }
         self.unsettled_keys(name)
+    }
+
+    fn stands(&self, key: &str, entry: &Entry) -> bool {
+        let promises =
+            |view: &ClusterView| view.fences.values().any(|f| f.promise.epoch > Epoch(0));
+        key.starts_with("fence/") && promises(&self.reader.read(key, entry))
     }
 
     fn unsettled_keys(&self, name: &MemberName) -> Option<String> {
@@ -406,7 +467,7 @@ impl World {
                     let rule = node
                         .agent
                         .as_ref()
-                        .map_or("down", |a| a.m.last_rule.as_str());
+                        .map_or("down", |a| a.m.last_rule.as_ref());
                     format!("n{n} {rule} {:?}", node.pg.run)
                 })
                 .collect();
@@ -417,7 +478,7 @@ impl World {
             let why = agent
                 .and_then(|a| a.standing.clone())
                 .map(|s| (s.role, s.leader_until, s.hold_back));
-            let rule = agent.map_or("down", |a| a.m.last_rule.as_str());
+            let rule = agent.map_or("down", |a| a.m.last_rule.as_ref());
             return Err(format!(
                 "n{leader} writes but is not announced: {rule} {why:?}"
             ));
@@ -453,6 +514,12 @@ impl World {
         } else {
             nanos(self.config.timing.ttl())
         };
-        2 * wait + 10 * SEC
+        // S20: an agent that was restarted may have promised a primary without etcd that much time.
+        let promised = if self.config.failsafe_mode {
+            nanos(self.config.timing.ttl())
+        } else {
+            0
+        };
+        2 * wait + 10 * SEC + promised
     }
 }

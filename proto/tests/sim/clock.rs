@@ -19,9 +19,7 @@ pub struct Clock {
 impl Clock {
     /// What it shows.
     pub fn local(&self, t: T) -> MonoTime {
-        let drift = i128::from(t) * i128::from(self.ppm) / 1_000_000;
-        let shown = i128::from(self.offset) + i128::from(t) + drift;
-        MonoTime(u64::try_from(shown).unwrap_or(0))
+        MonoTime(self.offset.saturating_add_signed(drifted(t, self.ppm)))
     }
 
     /// When it will have shown this.
@@ -30,6 +28,12 @@ impl Clock {
         let t = since.max(0) * 1_000_000 / i128::from(1_000_000 + self.ppm);
         u64::try_from(t).unwrap_or(0) + 1
     }
+}
+
+/// How far the clock is off after this time. Runs are short: the product is far below 64 bits.
+fn drifted(t: T, ppm: i64) -> i64 {
+    let drift = i64::try_from(t).unwrap_or(0).saturating_mul(ppm) / 1_000_000;
+    i64::try_from(t).unwrap_or(0).saturating_add(drift)
 }
 
 pub fn dur(t: T) -> Duration {

@@ -4,11 +4,11 @@ use super::clock::{MS, SEC, T};
 use super::network::{CLIENT, ETCD, Plane};
 use super::story::Tag;
 use super::world::{Ev, World};
-use proto::core::observation::{ReinitWish, RestartWish};
-use proto::dcs::txn::{Op, Txn};
-use proto::dcs::{FailoverRecord, Key};
+use proto::core::observation::RestartWish;
+use proto::dcs::Key;
 use proto::ids::LeaseId;
-use serde_json::{Value, json};
+use serde_json::json;
+use std::rc::Rc;
 
 macro_rules! kinds {
     ($($name:ident = $text:literal,)+) => {
@@ -61,6 +61,13 @@ kinds! {
     PromotedByHand = "promoted by hand",
     FlapPg = "replication flaps",
     SlowPg = "replication is slow",
+    StaleLessor = "a deposed leader of etcd answers keepalives",
+    StaleReads = "etcd answers reads with the past",
+    DataHidden = "data directory cannot be read",
+    OtherSystem = "another cluster's identifier is written by hand",
+    RecordGarbled = "the record is overwritten with rubbish",
+    WatchdogFails = "the watchdog cannot be used",
+    PromotionRefused = "pre_promote refuses",
 }
 
 /// One thing that goes wrong.
@@ -87,7 +94,7 @@ impl Fault {
         };
         // No longer than an election takes.
         let lasts = match kind {
-            Kind::EtcdLeaderChange => rng.u64(200..1_700) * MS,
+            Kind::EtcdLeaderChange | Kind::StaleReads => rng.u64(200..1_700) * MS,
             _ => lasts,
         };
         Self {
@@ -269,16 +276,29 @@ impl World {
                     agent.o.wishes.restart = Some(RestartWish { id, timeout: None });
                 }
             }
-            Kind::Reinitialize if begins => {
-                self.requests += 1;
-                let id = self.requests;
-                if let Some(agent) = self.nodes[n].agent.as_mut() {
-                    let from_leader = fault.dice.is_multiple_of(2);
-                    agent.o.wishes.reinitialize = Some(ReinitWish { id, from_leader });
-                }
+            Kind::Reinitialize if begins => self.ask_reinitialize(n, fault.dice.is_multiple_of(2)),
+            Kind::JobFails if begins => {
+                let many = fault.dice.is_multiple_of(8);
+                self.nodes[n].fail_jobs += if many { 12 } else { 1 + fault.dice % 3 };
             }
-            Kind::JobFails if begins => self.nodes[n].fail_jobs += 1 + fault.dice % 3,
-            Kind::GuardianKilled if begins => self.guard_killed(n),
+            Kind::StaleLessor => by(&mut self.nodes[n].stale_lessor),
+            Kind::StaleReads => {
+                let now = (Rc::new(self.store.snap.clone()), self.store.log.len());
+                self.nodes[n].past = begins.then_some(now);
+            }
+            Kind::DataHidden => {
+                by(&mut self.nodes[n].hidden);
+                if begins {
+                    self.kill_postgres(n, u64::from(fault.dice % 150) * MS + MS);
+                }
+                self.probe_now(n);
+            }
+            Kind::OtherSystem => self.write_system(begins),
+            Kind::RecordGarbled => self.garble_record(begins),
+            Kind::WatchdogFails => by(&mut self.nodes[n].watchdog_failed),
+            Kind::PromotionRefused if begins => self.nodes[n].refuse_promotions += 1,
+            // Nothing on a machine that stands still can kill.
+            Kind::GuardianKilled if begins && self.nodes[n].frozen == 0 => self.guard_killed(n),
             Kind::PromotedByHand if begins => {
                 let standby = self.nodes[n].pg.in_recovery;
                 if standby && self.nodes[n].pg.run == super::postgres::Run::Running {
@@ -375,71 +395,8 @@ impl World {
             .map_or(LeaseId(0), |a| a.keeper.session_id());
         if self.store.revoke(id.0) {
             self.tell_watches();
+            self.key_taken();
         }
-    }
-
-    fn delete(&mut self, key: Key) {
-        let txn = Txn::always(vec![Op::Delete(key)]);
-        self.commit_to_etcd(None, &txn, LeaseId(0));
-    }
-
-    pub fn set_config(&mut self, key: &str, value: Value) {
-        let Some(entry) = self.store.get("config") else {
-            return;
-        };
-        let Ok(Value::Object(mut doc)) = serde_json::from_str(&entry.value) else {
-            return;
-        };
-        doc.insert(key.to_owned(), value);
-        let was_paused = self.config.pause;
-        self.config = proto::config::ClusterConfig::parse(&doc);
-        self.doc.clone_from(&doc);
-        if was_paused && !self.config.pause {
-            self.pause_ended();
-        }
-        let put = Op::put(Key::Config, Value::Object(doc).to_string());
-        self.commit_to_etcd(None, &Txn::always(vec![put]), LeaseId(0));
-    }
-
-    /// What `POST /switchover` and `/failover` write.
-    pub fn ask_switchover(&mut self, kind: Kind, to: usize) {
-        let Some(leader) = self.store.get("leader").map(|e| e.value.clone()) else {
-            return;
-        };
-        let candidate = self.names[to].clone();
-        if candidate.as_str() == leader {
-            return;
-        }
-        let sync = self.config.is_synchronous();
-        let value = match kind {
-            // Without a leader's name any member will do, also one that lacks commits: only where
-            // none are promised.
-            Kind::Failover if sync => return,
-            Kind::Failover => FailoverRecord::value(None, Some(&candidate), None),
-            Kind::Switchover => FailoverRecord::value(Some(&leader.as_str().into()), None, None),
-            _ => FailoverRecord::value(Some(&leader.as_str().into()), Some(&candidate), None),
-        };
-        self.asked += 1;
-        let txn = Txn::always(vec![Op::put(Key::Failover, value)]);
-        self.commit_to_etcd(None, &txn, LeaseId(0));
-    }
-
-    /// S23: after etcd was lost a person looks who has most, and says so.
-    pub fn operator_names_the_best(&mut self) {
-        if self.store.get("leader").is_some() {
-            return;
-        }
-        let place = |n: &usize| {
-            let disk = &self.nodes[*n].disk;
-            (self.branches.get(disk.branch).map(|b| b.tli), disk.flush)
-        };
-        let Some(best) = (0..self.nodes.len()).max_by_key(place) else {
-            return;
-        };
-        self.story.reach("operator-names-candidate");
-        let value = FailoverRecord::value(None, Some(&self.names[best].clone()), None);
-        let txn = Txn::always(vec![Op::put(Key::Failover, value)]);
-        self.commit_to_etcd(None, &txn, LeaseId(0));
     }
 
     /// Everything that was broken is whole again.
@@ -455,6 +412,7 @@ impl World {
         for n in 0..self.nodes.len() {
             let node = &mut self.nodes[n];
             node.fail_jobs = 0;
+            node.refuse_promotions = 0;
             node.slow_until = 0;
             node.pg.silent_until = 0;
             node.slow_reload_until = 0;

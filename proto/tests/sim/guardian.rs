@@ -2,9 +2,10 @@
 //! that is frozen delays it, since the kernel's own timer stands behind it.
 
 use super::clock::{MS, T};
+use super::mutation::Mutation;
 use super::story::Tag;
 use super::world::{Ev, World};
-use proto::core::observation::HeldRecord;
+use proto::core::observation::{Armed, HeldRecord};
 use proto::fence::{Basis, FenceClock, Moment, Verdict};
 use proto::ids::Epoch;
 use proto::time::MonoTime;
@@ -18,9 +19,20 @@ pub struct Guard {
     /// What a restarted agent finds.
     pub kept: Option<(Epoch, Duration)>,
     pub killing: bool,
+    /// What the loop is made to believe, with [`Mutation::NeverArmed`].
+    pub pretended: Option<Armed>,
 }
 
 impl Guard {
+    /// The deadline as the loop sees it.
+    pub fn shown(&self) -> Option<Armed> {
+        let armed = self.clock.armed().map(|armed| Armed {
+            epoch: armed.epoch,
+            deadline: armed.deadline,
+        });
+        self.pretended.or(armed)
+    }
+
     pub fn session(&self) -> String {
         format!("g{}", self.id)
     }
@@ -55,10 +67,14 @@ impl World {
             clock: FenceClock::default(),
             kept: None,
             killing: false,
+            pretended: None,
         });
     }
 
     pub fn arm(&mut self, n: usize, epoch: Epoch, deadline: MonoTime) {
+        if self.has(Mutation::NeverArmed) {
+            return self.pretend_armed(n, epoch, deadline);
+        }
         let now = self.moment(n);
         let t = self.nodes[n].clock.truth(deadline);
         let Some(guard) = self.nodes[n].guard.as_mut() else {
@@ -67,11 +83,21 @@ impl World {
         match guard.clock.arm(now, epoch, deadline) {
             Ok(_) => {
                 let id = guard.id;
+                self.nodes[n].armed_last = Some(epoch);
                 self.push(t, Ev::Deadline { n, guard: id });
             }
             Err(why) => self.tell(n, Tag::Guard, || format!("not armed: {why}")),
         }
         // Its answer wakes the loop, a refusal too.
+        let inc = self.inc(n);
+        self.after(MS / 2, Ev::Nudge { n, inc });
+    }
+
+    /// The loop is told that the guardian has the deadline, and no clock runs.
+    fn pretend_armed(&mut self, n: usize, epoch: Epoch, deadline: MonoTime) {
+        if let Some(guard) = self.nodes[n].guard.as_mut() {
+            guard.pretended = Some(Armed { epoch, deadline });
+        }
         let inc = self.inc(n);
         self.after(MS / 2, Ev::Nudge { n, inc });
     }
@@ -108,7 +134,7 @@ impl World {
 
     fn begin_kill(&mut self, n: usize) {
         let took = self.rng.u64(MS..self.fence_ms() * MS * 2 / 5);
-        let absent = self.mutation == Some(super::run::Mutation::GuardianAbsent);
+        let absent = self.has(Mutation::GuardianAbsent);
         let Some(guard) = self.nodes[n].guard.as_mut() else {
             return;
         };
@@ -134,7 +160,8 @@ impl World {
 
     /// The guardian itself is killed: its witness ends PostgreSQL, the agent starts another one.
     pub fn guard_killed(&mut self, n: usize) {
-        let Some(guard) = self.nodes[n].guard.as_mut() else {
+        // Another one is on its way already for one that is dead.
+        let Some(guard) = self.nodes[n].guard.as_mut().filter(|g| g.alive) else {
             return;
         };
         guard.alive = false;

@@ -2,6 +2,7 @@
 //! (`agent/src/postgres/`).
 
 use super::clock::{MS, SEC, T, nanos};
+use super::mutation::Mutation;
 use super::network::Plane;
 use super::postgres::{Branch, Disk, Run};
 use super::story::Tag;
@@ -131,7 +132,7 @@ impl World {
             return self.failed_job(n, "injected");
         }
         match &run.job {
-            Job::Bootstrap => self.bootstrap(n, stage),
+            Job::Bootstrap => self.bootstrap(n, &run, stage),
             Job::Clone { source, follow, .. } => self.clone_job(n, stage, source.as_ref(), follow),
             Job::Reinitialize { source, follow, .. } => {
                 self.reinitialize(n, &run, stage, source, follow);
@@ -146,10 +147,14 @@ impl World {
             } => self.stop(n, &run, stage, *mode, *checkpoint_first, *timeout),
             Job::Promote { above, .. } => self.promote_job(n, &run, stage, above.0),
             Job::Restart { timeout, .. } => self.restart(n, &run, stage, *timeout),
+            Job::CopySlots { timeout, .. } => self.restart(n, &run, stage, *timeout),
             Job::Follow { follow } => self.follow(n, &run, stage, follow),
             Job::Rewind { source } => self.rewind(n, &run, stage, source),
             Job::CrashRecovery => self.failed_job(n, "not simulated"),
             Job::RemoveData => self.failed_job(n, "not simulated"),
+            Job::SetAside { system } => {
+                self.set_bootstrap_aside(n, &run, stage, system.map(|id| id.0))
+            }
         }
     }
 
@@ -323,6 +328,11 @@ impl World {
                 if self.nodes[n].pg.run != Run::Running {
                     return self.failed_job(n, "PostgreSQL does not run");
                 }
+                if self.nodes[n].refuse_promotions > 0 {
+                    self.nodes[n].refuse_promotions -= 1;
+                    let refused = Failure::PrePromote("exit status 1".into());
+                    return self.end_job(n, JobEnd::Failed(refused));
+                }
                 if let Some(job) = self.agent(n).o.job.as_mut() {
                     job.phase = "promoting".into();
                 }
@@ -353,7 +363,9 @@ impl World {
             }
             Stage::Halted | Stage::Working => {
                 let follow = match &run.job {
-                    Job::Restart { follow, .. } | Job::Follow { follow } => follow.clone(),
+                    Job::Restart { follow, .. }
+                    | Job::CopySlots { follow, .. }
+                    | Job::Follow { follow } => follow.clone(),
                     _ => Upstream::None,
                 };
                 if let Err(why) = self.launch(n, standby, &follow, timeout) {
@@ -388,46 +400,87 @@ impl World {
 
     // --- new data ---------------------------------------------------------------------------------
 
-    fn bootstrap(&mut self, n: usize, stage: Stage) {
+    fn bootstrap(&mut self, n: usize, run: &JobRun, stage: Stage) {
         match stage {
             Stage::Begin => {
                 self.nodes[n].disk.dir = DataDir::Unfinished("bootstrap".into());
                 let wait = self.rng.u64(300..1_200) * MS;
                 self.next(n, wait, Stage::Working);
             }
+            _ if run.cancelled => self.set_aside(n, JobEnd::Cancelled),
             Stage::Working => {
-                self.systems += 1;
-                let tli = 1;
-                self.branches.push(Branch {
-                    tli,
-                    parent: None,
-                    end: 1_000_000,
-                    writer: n,
-                });
-                let wal_epoch = self.nodes[n].disk.wal_epoch;
-                self.nodes[n].disk = Disk {
-                    dir: DataDir::Initialised,
-                    system: self.systems,
-                    branch: self.branches.len() - 1,
-                    flush: 1_000_000,
-                    replay: 1_000_000,
-                    state: ControlState::ShutDown,
-                    ckpt: 1_000_000,
-                    ckpt_tli: tli,
-                    max_tli: tli,
-                    wal_epoch,
-                    ..Disk::empty()
-                };
-                if let Err(why) = self.start_postgres(n, false, String::new(), Upstream::None) {
-                    return self.failed_job(n, &why);
+                self.make_cluster(n);
+                match self.start_postgres(n, false, String::new(), Upstream::None) {
+                    Ok(()) => {
+                        self.nodes[n].disk.dir = DataDir::Unfinished("bootstrap".into());
+                        self.next(n, POLL, Stage::Waiting);
+                    }
+                    Err(why) => self.set_aside(n, JobEnd::Failed(Failure::Other(why))),
                 }
-                self.next(n, POLL, Stage::Waiting);
             }
             _ => match self.nodes[n].pg.run {
                 Run::Running => self.end_job(n, JobEnd::Done),
                 Run::Starting => self.next(n, POLL, Stage::Waiting),
-                _ => self.failed_job(n, "the first start failed"),
+                _ => {
+                    let why = Failure::Other("the first start failed".into());
+                    self.set_aside(n, JobEnd::Failed(why));
+                }
             },
+        }
+    }
+
+    /// What `initdb` leaves.
+    fn make_cluster(&mut self, n: usize) {
+        self.systems += 1;
+        self.branches.push(Branch {
+            tli: 1,
+            parent: None,
+            end: 1_000_000,
+            writer: n,
+        });
+        let wal_epoch = self.nodes[n].disk.wal_epoch;
+        self.nodes[n].disk = Disk {
+            dir: DataDir::Initialised,
+            system: self.systems,
+            branch: self.branches.len() - 1,
+            flush: 1_000_000,
+            replay: 1_000_000,
+            state: ControlState::ShutDown,
+            ckpt: 1_000_000,
+            ckpt_tli: 1,
+            max_tli: 1,
+            wal_epoch,
+            ..Disk::empty()
+        };
+    }
+
+    /// A bootstrap that does not end well leaves an empty place for the next attempt.
+    fn set_aside(&mut self, n: usize, end: JobEnd) {
+        self.kill_postgres(n, 0);
+        let disk = &mut self.nodes[n].disk;
+        *disk = Disk {
+            promised: disk.promised,
+            ..Disk::empty()
+        };
+        self.end_job(n, end);
+    }
+
+    fn set_bootstrap_aside(&mut self, n: usize, run: &JobRun, stage: Stage, system: Option<u64>) {
+        match stage {
+            Stage::Begin => {
+                self.story.reach("bootstrap-set-aside");
+                let disk = &self.nodes[n].disk;
+                let known = system.map_or(disk.dir.never_presented(), |id| id == disk.system);
+                if !known {
+                    return self.failed_job(n, "it is another cluster");
+                }
+                if self.checks.system() == Some(disk.system.to_string()) {
+                    self.fail(format!("S7: n{n} sets the cluster itself aside"));
+                }
+                self.ask_to_stop(n, StopMode::Immediate, Some(Duration::from_secs(6)));
+            }
+            _ if self.halted(n, run) => self.set_aside(n, JobEnd::Done),
+            _ => {}
         }
     }
 
@@ -516,10 +569,12 @@ impl World {
                     let why = Failure::SourceUnavailable("it does not answer".into());
                     return self.end_job(n, JobEnd::Failed(why));
                 };
-                let mine = self.nodes[n].disk.system;
+                let disk = &self.nodes[n].disk;
+                // What was never finished has no identifier that counts.
+                let mine = if disk.dir.abandoned() { 0 } else { disk.system };
                 let primary = !self.nodes[from].pg.in_recovery
                     && (mine == 0 || mine == self.nodes[from].disk.system);
-                if !primary {
+                if !primary && !self.has(Mutation::WipeUnchecked) {
                     return self.failed_job(n, "no other primary of this cluster is there");
                 }
                 self.about_to_wipe(n, from);

@@ -4,9 +4,9 @@
 
 use super::clock::{MS, SEC, T, dur, nanos};
 use super::etcd::EXPIRY_SCAN;
+use super::mutation::Mutation;
 use super::network::{ETCD, Plane};
 use super::record::{Renewal, Resolved, Terms};
-use super::run::Mutation;
 use super::story::Tag;
 use super::world::{Ev, World};
 use proto::core::decision::LeaseGoal;
@@ -90,6 +90,8 @@ pub struct Keeper {
     pub session_tok: u64,
     pub record_tok: u64,
     pub session_busy: bool,
+    /// `/leader` has hung on this lease as far as the member loop knew.
+    pub led: bool,
     pub renewal: Option<Renewal>,
     pub leader_moved: bool,
     pub renewing: bool,
@@ -106,6 +108,7 @@ impl Keeper {
             session_tok: 0,
             record_tok: 0,
             session_busy: false,
+            led: false,
             renewal: None,
             leader_moved: false,
             renewing: false,
@@ -204,8 +207,11 @@ impl World {
         let here = self.store.snap.cluster_id;
         let now = self.now;
         match req {
-            Req::Header => Rep::Header(here, self.store.snap.revision.0),
-            Req::Read => Rep::Read(Rc::new(self.store.snap.clone()), self.store.log.len()),
+            Req::Header => Rep::Header(here, self.read_by(n).0.revision.0),
+            Req::Read => {
+                let (snapshot, log) = self.read_by(n);
+                Rep::Read(Rc::new(snapshot.clone()), log)
+            }
             _ if world != here => Rep::Stranger,
             Req::Txn(txn, session) => Rep::Txn(self.commit_to_etcd(Some(n), &txn, session)),
             Req::Record => Rep::Record(self.store.get("record").cloned()),
@@ -214,6 +220,7 @@ impl World {
                 self.expect_expiry(id.0, now + ttl);
                 Rep::Granted(id, ttl)
             }
+            Req::Beat(_) if self.nodes[n].stale_lessor > 0 => Rep::Beat(true),
             Req::Beat(id) => match self.store.keep_alive(now, id) {
                 Some(_) => Rep::Beat(true),
                 None => Rep::Beat(false),
@@ -221,9 +228,20 @@ impl World {
         }
     }
 
+    /// What this member reads, and where a watch goes on from there: even linearizable reads were answered
+    /// with the past by etcd before 3.4.42, 3.5.28 and 3.6.9 (etcd 20418).
+    fn read_by(&self, n: usize) -> (&Snapshot, usize) {
+        let now = &self.store.snap;
+        match &self.nodes[n].past {
+            Some((past, log)) if past.cluster_id == now.cluster_id => (past, *log),
+            _ => (now, self.store.log.len()),
+        }
+    }
+
     /// Every write to etcd passes here, so that the checks see it and the watches bring it.
     pub fn commit_to_etcd(&mut self, by: Option<usize>, txn: &Txn, session: LeaseId) -> TxnOutcome {
-        let before = self.store.snap.entries.get("record").cloned();
+        let renews = txn.then.iter().any(|op| *op.key() == Key::Record);
+        let before = renews.then(|| self.store.get("record").cloned()).flatten();
         let outcome = self.store.commit(txn, session);
         if let TxnOutcome::Committed(revision) = outcome {
             self.story.mix(u64::try_from(revision.0).unwrap_or(0));
@@ -339,6 +357,9 @@ impl World {
         match self.agent(n).keeper.session {
             Some((session, asked)) if asked == ttl => {
                 let leads = self.agent(n).keeper.leads();
+                let keeper = &mut self.agent(n).keeper;
+                let by_record = matches!(keeper.goal, LeaseGoal::Record { .. });
+                keeper.led = !by_record && (keeper.led || leads);
                 if leads && !self.progressing(n, session.ttl) {
                     return self.session_again(n, RETRY_PAUSE);
                 }
@@ -368,6 +389,7 @@ impl World {
             sent_at,
         };
         self.agent(n).keeper.session = Some((session, asked));
+        self.agent(n).keeper.led = false;
         if let Some((previous, _)) = previous {
             let me = self.names[n].as_str().to_owned();
             let moving = Txn::when(
@@ -392,7 +414,9 @@ impl World {
         };
         let session = Session { sent_at, ..session };
         self.agent(n).keeper.session = Some((session, asked));
-        if self.agent(n).keeper.leads() {
+        if self.agent(n).keeper.led && self.has(Mutation::KeepaliveTrusted) {
+            self.leader_is_ours(n, sent_at, Some(true));
+        } else if self.agent(n).keeper.led {
             let txn = Txn::when(vec![Compare::OnLease(Key::Leader, session.id)], Vec::new());
             let limit = attempt_limit(session.ttl);
             self.request(
@@ -403,13 +427,14 @@ impl World {
             );
         } else {
             self.session_done(n, beat_every(session.ttl));
+            self.loop_fact(n, |agent| agent.o.dcs.session = Some(session));
         }
-        self.loop_fact(n, |agent| agent.o.dcs.session = Some(session));
     }
 
     fn session_lost(&mut self, n: usize) {
         let id = self.agent(n).keeper.session_id();
         self.agent(n).keeper.session = None;
+        self.agent(n).keeper.led = false;
         self.tell(n, Tag::Etcd, || format!("session {id} is gone"));
         self.session_done(n, 0);
         self.loop_fact(n, |agent| {
@@ -433,9 +458,12 @@ impl World {
                 if self.agent(n).keeper.leads() {
                     self.earned(n, None, deadline);
                 }
+                let session = Session { sent_at, ..session };
                 self.session_done(n, beat_every(session.ttl));
+                self.loop_fact(n, |agent| agent.o.dcs.session = Some(session));
             }
-            Some(false) => self.session_done(n, 500 * MS),
+            Some(false) if self.agent(n).keeper.leads() => self.session_done(n, 500 * MS),
+            Some(false) => self.session_lost(n),
             None => self.session_done(n, RETRY_PAUSE),
         }
     }
@@ -501,6 +529,7 @@ impl World {
         let leader = with_leader.then(|| txns::leader_beside_record(seen, renewal.owner()));
         let (written, txn) = renewal.attempt(&terms, now, leader.flatten());
         keeper.renewing = true;
+        let txn = self.mistaken_renewal(txn);
         let limit = attempt_limit(terms.length);
         let what = For::Renew(terms, written, txn.clone(), session);
         self.request(n, Req::Txn(txn, session), limit, what);
@@ -526,7 +555,7 @@ impl World {
                     return self.record_done(n, 0);
                 };
                 let mut held = renewal.committed(written, revision);
-                if self.mutation == Some(Mutation::DeadlineFromReply) {
+                if self.has(Mutation::DeadlineFromReply) {
                     held.sent_at = self.local(n);
                 }
                 self.record_done(n, 0);

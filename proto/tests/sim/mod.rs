@@ -21,13 +21,20 @@
 
 pub mod checks;
 pub mod clock;
+pub mod coverage;
+pub mod effort;
 pub mod etcd;
 pub mod faults;
 pub mod guardian;
 pub mod jobs;
 pub mod keeper;
+pub mod kept;
+pub mod mistakes;
+pub mod mutation;
 pub mod network;
+pub mod people;
 pub mod postgres;
+pub mod reader;
 pub mod run;
 pub mod shell;
 pub mod story;

@@ -2,8 +2,8 @@
 //! walsenders and the checkpointer really carry it out, promotion, crashes, orphans.
 
 use super::clock::{MS, SEC, T, dur};
+use super::mutation::Mutation;
 use super::network::Plane;
-use super::run::Mutation;
 use super::story::Tag;
 use super::world::{Ev, World};
 use proto::core::job::Upstream;
@@ -51,6 +51,8 @@ pub struct Pg {
     pub run: Run,
     pub in_recovery: bool,
     pub shown: Rc<str>,
+    /// The same, taken apart.
+    pub parsed: Option<Rc<ParsedNames>>,
     /// `sync_standbys_defined`, which only the checkpointer sets: without it nobody waits.
     pub defined: bool,
     pub names_gen: u32,
@@ -72,6 +74,7 @@ impl Pg {
             run: Run::Gone,
             in_recovery: true,
             shown: "".into(),
+            parsed: None,
             defined: false,
             names_gen: 0,
             upstream: Upstream::None,
@@ -138,8 +141,8 @@ pub struct Conn {
     pub primary: usize,
     pub standby_open: bool,
     pub primary_open: bool,
-    /// The names as this walsender has read them.
-    pub names: Rc<str>,
+    /// The names as this walsender has read them; `None` for none.
+    pub names: Option<Rc<ParsedNames>>,
     pub acked: u64,
     pub broken_since: Option<T>,
 }
@@ -253,7 +256,7 @@ impl World {
         if !ready || node.pg.lives() {
             return Err("the guardian refuses".into());
         }
-        if node.disk.dir != DataDir::Initialised {
+        if node.disk.dir != DataDir::Initialised || node.hidden > 0 {
             return Err(format!("cannot be started: {:?}", node.disk.dir));
         }
         node.disk.signal = standby;
@@ -263,6 +266,7 @@ impl World {
             run: Run::Starting,
             in_recovery: true,
             defined: !names.is_empty(),
+            parsed: parse_names(&names).map(Rc::new),
             shown: names.into(),
             upstream,
             ..Pg::new()
@@ -513,7 +517,7 @@ impl World {
         // WAL that was received beyond the place where the timelines part is written over.
         self.conn_ids += 1;
         let id = self.conn_ids;
-        let names = self.nodes[source].pg.shown.clone();
+        let names = self.nodes[source].pg.parsed.clone();
         self.conns.insert(
             id,
             Conn {
@@ -573,7 +577,8 @@ impl World {
                 if self.conns[&id].acked == 0 {
                     disk.flush = lsn;
                 }
-            } else if branch != disk.branch || lsn > disk.flush {
+            } else if branch > disk.branch || branch == disk.branch && lsn > disk.flush {
+                // Nor to an earlier branch: messages of one connection do not overtake each other.
                 (disk.branch, disk.flush) = (branch, lsn);
             }
             disk.max_tli = disk.max_tli.max(tli);
@@ -638,7 +643,7 @@ impl World {
         if self.nodes[primary].pg.waiters.is_empty() {
             return;
         }
-        let Some(names) = parse_names(&conn.names) else {
+        let Some(names) = conn.names.clone() else {
             return;
         };
         let listed = |n: &String| self.names[standby].same_standby(n) || n == "*";
@@ -668,7 +673,8 @@ impl World {
         }
         let names: Rc<str> = names.into();
         let pg = &mut self.nodes[n].pg;
-        pg.shown = names.clone();
+        pg.parsed = parse_names(&names).map(Rc::new);
+        pg.shown = names;
         pg.names_gen += 1;
         let (life, names_gen) = (pg.life, pg.names_gen);
         let slow = self.nodes[n].slow_reload_until > self.now;
@@ -681,27 +687,20 @@ impl World {
             .collect();
         for id in ids {
             let wait = self.rng.u64(0..limit);
-            let names = names.clone();
-            self.after(
-                wait,
-                Ev::NamesSeen {
-                    id,
-                    names,
-                    names_gen,
-                },
-            );
+            self.after(wait, Ev::NamesSeen { id, names_gen });
         }
         let wait = self.rng.u64(0..limit);
         self.after(wait, Ev::Defined { n, life, names_gen });
     }
 
-    pub fn names_seen(&mut self, id: u32, names: Rc<str>, names_gen: u32) {
+    pub fn names_seen(&mut self, id: u32, names_gen: u32) {
+        let Some(conn) = self.conns.get_mut(&id) else {
+            return;
+        };
         // Whoever reads the file late reads what it says then.
-        let newest = |w: &Self, n: usize| w.nodes[n].pg.names_gen == names_gen;
-        if self.conns.get(&id).is_some_and(|c| newest(self, c.primary))
-            && let Some(conn) = self.conns.get_mut(&id)
-        {
-            conn.names = names;
+        let pg = &self.nodes[conn.primary].pg;
+        if pg.names_gen == names_gen {
+            conn.names = pg.parsed.clone();
             self.release(id);
         }
     }
@@ -856,7 +855,7 @@ impl World {
             .as_ref()
             .map(|a| a.applied.clone())
             .unwrap_or_default();
-        let early = self.mutation == Some(Mutation::ReleaseBeforeEmpty);
+        let early = self.has(Mutation::ReleaseBeforeEmpty);
         let process = match node.pg.run {
             Run::Gone => Process::Gone,
             Run::Orphans | Run::Stopping if early => Process::Gone,
@@ -873,15 +872,21 @@ impl World {
             Run::Running => Sql::Sample(Box::new(self.sample(n))),
         };
         let disk = &node.disk;
-        let there = disk.dir == DataDir::Initialised;
+        let there = disk.dir == DataDir::Initialised && node.hidden == 0;
         let tli = if there {
             self.branches[disk.branch].tli
         } else {
             0
         };
-        let known = tli > 1 && self.mutation != Some(Mutation::TimelineNumberOnly);
+        let known = tli > 1 && !self.has(Mutation::TimelineNumberOnly);
         LocalPostgres {
-            data_dir: disk.dir.clone(),
+            data_dir: match (&disk.dir, node.hidden) {
+                (DataDir::Unfinished(_), 0) if self.has(Mutation::UnfinishedHidden) => {
+                    DataDir::Initialised
+                }
+                (dir, 0) => dir.clone(),
+                _ => DataDir::Unreadable("permission denied".into()),
+            },
             process,
             sql,
             sql_at: node.clock.local(self.now),
@@ -907,6 +912,15 @@ impl World {
             disk.state,
             ControlState::InArchiveRecovery | ControlState::ShutDownInRecovery
         );
+        let branch = &self.branches[disk.branch];
+        // A promotion notes where its timeline begins; the next checkpoint takes the note away.
+        let promoted = disk.state == ControlState::InProduction && disk.ckpt_tli != branch.tli;
+        let begins = branch.parent.map_or(0, |(_, switch)| switch + RECORD);
+        let (min_recovery_end, min_recovery_timeline) = match (standby, promoted) {
+            (true, _) => (disk.replay, branch.tli),
+            (false, true) => (begins, branch.tli),
+            (false, false) => (0, 0),
+        };
         ControlData {
             system_id: SystemId(disk.system),
             state: disk.state,
@@ -914,12 +928,8 @@ impl World {
             checkpoint: Lsn(disk.ckpt),
             redo: Lsn(disk.ckpt),
             checkpoint_end: clean.then_some(Lsn(disk.flush)),
-            min_recovery_end: Lsn(if standby { disk.replay } else { 0 }),
-            min_recovery_timeline: Timeline(if standby {
-                self.branches[disk.branch].tli
-            } else {
-                0
-            }),
+            min_recovery_end: Lsn(min_recovery_end),
+            min_recovery_timeline: Timeline(min_recovery_timeline),
             rewindable: true,
         }
     }
@@ -960,7 +970,7 @@ impl World {
     }
 
     fn wal_senders(&self, n: usize) -> Vec<WalSender> {
-        let names = parse_names(&self.nodes[n].pg.shown).unwrap_or_default();
+        let names = self.nodes[n].pg.parsed.clone().unwrap_or_default();
         let mut rows: Vec<(usize, WalSender)> = self
             .conns
             .values()
@@ -968,7 +978,7 @@ impl World {
             .map(|c| {
                 let name = &self.names[c.standby];
                 let at = names.names.iter().position(|l| name.same_standby(l));
-                let unproved = self.mutation == Some(Mutation::NamesUnproved);
+                let unproved = self.has(Mutation::NamesUnproved);
                 let flush = Lsn(if unproved {
                     self.nodes[n].disk.flush
                 } else {

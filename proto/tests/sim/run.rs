@@ -3,31 +3,11 @@
 
 use super::clock::{MS, SEC, T, nanos};
 use super::faults::{Fault, Kind};
+use super::mutation::Mutation;
 use super::story::Story;
 use super::world::World;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-
-/// A mistake that is put back in on purpose (`safety.md` 8, layer 6).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mutation {
-    DeadlineFromReply,
-    WaitHalved,
-    GuardianAbsent,
-    ReleaseBeforeEmpty,
-    PromiseForgotten,
-    StreamNotCut,
-    WithdrawDiskFirst,
-    ClaimWithoutCompare,
-    FenceNotCompared,
-    SyncWithoutCompare,
-    QuorumOneShort,
-    LsnOrderOnly,
-    NamesUnproved,
-    StaleViewTrusted,
-    HoldBackIgnored,
-    TimelineNumberOnly,
-}
 
 /// What kind of cluster a seed gets.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,11 +22,15 @@ pub struct Shape {
     pub failsafe: bool,
     pub start_timeout: u32,
     pub rewind: bool,
+    /// Whether a member may throw diverged data away by itself.
+    pub wipe: bool,
+    /// `primary_race_backoff` in seconds.
+    pub backoff: u32,
 }
 
 impl Shape {
     pub fn random(rng: &mut fastrand::Rng) -> Self {
-        let nodes = [3, 3, 3, 3, 3, 3, 2, 2, 5, 1][rng.usize(0..10)];
+        let nodes = [3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 2, 2, 2, 2, 5, 1][rng.usize(0..20)];
         let sync = match nodes {
             1 => "off",
             _ => ["off", "on", "quorum", "quorum"][rng.usize(0..4)],
@@ -62,6 +46,8 @@ impl Shape {
             failsafe: rng.u32(0..8) == 0,
             start_timeout: [300, 300, 0][rng.usize(0..3)],
             rewind: rng.u32(0..6) > 0,
+            wipe: rng.u32(0..10) > 0,
+            backoff: if rng.u32(0..20) == 0 { 6 } else { 0 },
         }
     }
 
@@ -80,6 +66,7 @@ impl Shape {
             "synchronous_node_count": self.count,
             "primary_start_timeout": self.start_timeout,
             "failsafe_mode": self.failsafe,
+            "primary_race_backoff": self.backoff,
             "postgresql": {"use_slots": false},
             "garden": {
                 "profile": self.profile,
@@ -97,6 +84,8 @@ pub struct Plan {
     pub seed: u64,
     pub shape: Shape,
     pub faults: Vec<Fault>,
+    /// The faults come while the cluster is being made.
+    pub birth: bool,
     pub mutation: Option<Mutation>,
 }
 
@@ -117,28 +106,48 @@ impl Plan {
     pub fn of_seed(seed: u64) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed ^ 0x5eed);
         let shape = Shape::random(&mut rng);
-        let mut kinds: Vec<Kind> = Kind::ALL.to_vec();
+        let birth = rng.u32(0..40) == 0;
+        Self::among(Kind::ALL, shape, birth, seed, &mut rng)
+    }
+
+    /// Faults of these kinds only.
+    pub fn among(
+        kinds: &[Kind],
+        shape: Shape,
+        birth: bool,
+        seed: u64,
+        rng: &mut fastrand::Rng,
+    ) -> Self {
+        let mut kinds: Vec<Kind> = kinds.to_vec();
+        kinds.retain(|kind| fits(*kind, &shape) && (!birth || may_meet_a_birth(*kind)));
         rng.shuffle(&mut kinds);
-        kinds.retain(|kind| fits(*kind, &shape));
         kinds.truncate(rng.usize(1..6));
-        let count = [0, 1, 1, 1, 2, 2, 3, 4, 6][rng.usize(0..9)];
-        let window = if count <= 1 {
-            SEC
-        } else {
-            rng.u64(2..14) * SEC
+        let count = match rng.usize(0..18) {
+            0 => 0,
+            roll => [1, 1, 1, 1, 2, 2, 2, 3, 3, 4, 4, 6][roll % 12],
+        };
+        let window = match (birth, count) {
+            (true, _) => 4 * SEC,
+            (false, 0 | 1) => SEC,
+            (false, _) => rng.u64(1..10) * SEC,
         };
         let faults = (0..count)
             .map(|_| {
                 let kind = kinds[rng.usize(0..kinds.len())];
-                Fault::random(&mut rng, kind, shape.nodes, window)
+                Fault::random(rng, kind, shape.nodes, window)
             })
             .collect();
         Self {
             seed,
             shape,
             faults,
+            birth,
             mutation: None,
         }
+    }
+
+    fn has(&self, kind: Kind) -> bool {
+        self.faults.iter().any(|fault| fault.kind == kind)
     }
 }
 
@@ -147,12 +156,29 @@ fn fits(kind: Kind, shape: &Shape) -> bool {
     match kind {
         // A compatible lease cannot outlive what etcd does to it.
         Kind::LeaseRevoked | Kind::LeaderDeleted => shape.native,
-        Kind::RecordDeleted => shape.native,
+        Kind::RecordDeleted | Kind::RecordGarbled => shape.native,
         Kind::Switchover | Kind::SwitchoverTo | Kind::Failover => shape.nodes > 1,
         Kind::CutAgents | Kind::CutPg | Kind::FlapPg | Kind::SlowPg => shape.nodes > 1,
         Kind::NodeCount => shape.nodes > 2 && shape.sync != "off",
         _ => true,
     }
+}
+
+/// What people and etcd do to a cluster that stands is left out while it is being made.
+fn may_meet_a_birth(kind: Kind) -> bool {
+    !matches!(
+        kind,
+        Kind::EtcdWiped
+            | Kind::RecordDeleted
+            | Kind::LeaderDeleted
+            | Kind::RecordGarbled
+            | Kind::OtherSystem
+            | Kind::PromotedByHand
+            | Kind::Reinitialize
+            | Kind::Pause
+            | Kind::NodeCount
+            | Kind::DataHidden
+    )
 }
 
 /// Healthy clusters, one of each shape, made once.
@@ -163,11 +189,21 @@ pub struct Nursery {
 
 impl Nursery {
     pub fn cluster(&mut self, shape: &Shape) -> Result<World, String> {
-        if let Some(world) = self.healthy.get(shape) {
-            return Ok(world.clone());
-        }
-        let world = grow(shape, 1, false).map_err(|w| w.failed.unwrap_or_default())?;
-        self.healthy.insert(shape.clone(), world.clone());
+        // What is in no member's way to health is set afterwards.
+        let plain = Shape {
+            rewind: true,
+            wipe: true,
+            ..shape.clone()
+        };
+        let mut world = match self.healthy.get(&plain) {
+            Some(world) => world.clone(),
+            None => {
+                let world = grow(&plain, 1, false).map_err(|w| w.failed.unwrap_or_default())?;
+                self.healthy.insert(plain, world.clone());
+                world
+            }
+        };
+        world.may_repair(shape.rewind, shape.wipe);
         Ok(world)
     }
 }
@@ -176,7 +212,7 @@ impl Nursery {
 pub fn grow(shape: &Shape, seed: u64, told: bool) -> Result<World, Box<World>> {
     let mut world = World::new(seed, shape.nodes, shape.document());
     world.story.told = told;
-    world.use_rewind = shape.rewind;
+    world.may_repair(shape.rewind, shape.wipe);
     let end = 90 * SEC;
     while world.failed.is_none() {
         world.run_for(SEC);
@@ -215,13 +251,9 @@ pub fn run(plan: &Plan, nursery: &mut Nursery, told: bool) -> Outcome {
 }
 
 fn run_plan(plan: &Plan, nursery: &mut Nursery, told: bool) -> Outcome {
-    let mut world = match nursery.cluster(&plan.shape) {
+    let mut world = match prepare(plan, nursery, told) {
         Ok(world) => world,
-        Err(why) => {
-            let failed = format!("{:?} does not come up: {why}", plan.shape);
-            let world = grow(&plan.shape, 1, told).unwrap_or_else(|w| *w);
-            return outcome(world, Some(failed));
-        }
+        Err((world, failed)) => return outcome(*world, Some(failed)),
     };
     world.rng = fastrand::Rng::with_seed(plan.seed);
     world.mutation = plan.mutation;
@@ -232,13 +264,8 @@ fn run_plan(plan: &Plan, nursery: &mut Nursery, told: bool) -> Outcome {
     world.promotions = 0;
     world.plan_faults(&plan.faults);
     let began = world.now;
-    let last = plan
-        .faults
-        .iter()
-        .map(|f| f.at + f.lasts)
-        .max()
-        .unwrap_or(0);
-    world.run_for(last.min(30 * SEC) + SEC);
+    let ends = plan.faults.iter().map(|f| f.at + f.lasts);
+    world.run_for(ends.max().unwrap_or(0).min(30 * SEC) + SEC);
     if world.failed.is_none() {
         world.heal();
         settle(&mut world, plan);
@@ -247,6 +274,20 @@ fn run_plan(plan: &Plan, nursery: &mut Nursery, told: bool) -> Outcome {
     let mut outcome = outcome(world, None);
     outcome.time = time;
     outcome
+}
+
+/// A cluster that is healthy already, or one that is not there yet.
+fn prepare(plan: &Plan, nursery: &mut Nursery, told: bool) -> Result<World, (Box<World>, String)> {
+    if plan.birth {
+        let mut world = World::new(plan.seed, plan.shape.nodes, plan.shape.document());
+        world.may_repair(plan.shape.rewind, plan.shape.wipe);
+        return Ok(world);
+    }
+    nursery.cluster(&plan.shape).map_err(|why| {
+        let failed = format!("{:?} does not come up: {why}", plan.shape);
+        let world = grow(&plan.shape, 1, told).map_or_else(|world| world, Box::new);
+        (world, failed)
+    })
 }
 
 fn outcome(world: World, failed: Option<String>) -> Outcome {
@@ -261,17 +302,35 @@ fn outcome(world: World, failed: Option<String>) -> Outcome {
     }
 }
 
+/// How long this plan may take to a primary, beyond what any failover takes.
+fn more_patience(world: &World, plan: &Plan) -> T {
+    let ttl = nanos(world.config.timing.ttl());
+    // A refused member stands aside for that long, a cluster has to be made first, others wait for a race.
+    let refused = if plan.has(Kind::PromotionRefused) {
+        ttl
+    } else {
+        0
+    };
+    let failing = if plan.has(Kind::JobFails) {
+        10 * SEC
+    } else {
+        0
+    };
+    let birth = if plan.birth { 40 * SEC } else { 0 };
+    refused + failing + birth + 2 * u64::from(plan.shape.backoff) * SEC
+}
+
 /// L1 and L2 after the faults have ended, and L7.
 fn settle(world: &mut World, plan: &Plan) {
     let healed = world.now;
-    let wiped = plan.faults.iter().any(|f| f.kind == Kind::EtcdWiped);
+    let wiped = plan.has(Kind::EtcdWiped);
     // After a loss of etcd the last primary waits for leases of the lost one, or an operator decides.
     let quarantine = if wiped {
         nanos(world.config.timing.ttl()) + 5 * SEC
     } else {
         0
     };
-    let first = world.patience() + 2 * quarantine;
+    let first = world.patience() + more_patience(world, plan) + 2 * quarantine;
     let all = first + 45 * SEC;
     let mut leader_since = None;
     while world.failed.is_none() {
@@ -283,6 +342,9 @@ fn settle(world: &mut World, plan: &Plan) {
         }
         if wiped && leader_since.is_none() && took > quarantine && took < quarantine + 2 * SEC {
             world.operator_names_the_best();
+        }
+        if took > 5 * SEC {
+            world.operator_copies_anew(took > 15 * SEC);
         }
         if let (Err(why), None) = (&leader, leader_since)
             && took > first
@@ -298,11 +360,19 @@ fn settle(world: &mut World, plan: &Plan) {
             Some(_) => {}
         }
     }
+    count_failovers(world, plan);
+}
+
+/// L7: none in quiet, and no more than the faults can excuse.
+fn count_failovers(world: &mut World, plan: &Plan) {
     let quiet = plan.faults.is_empty();
     if quiet {
         world.run_for(8 * SEC);
     }
-    if world.failed.is_none() && quiet && world.promotions > 0 {
+    if world.failed.is_some() {
+        return;
+    }
+    if quiet && world.promotions > 0 {
         world.fail("L7: a failover without a fault");
     }
     // A fault that lasts may cost one failover for each W (`safety.md` 6, flapping links).
@@ -311,9 +381,9 @@ fn settle(world: &mut World, plan: &Plan) {
     } else {
         nanos(world.config.timing.ttl())
     };
-    let faults = plan.faults.len();
     let most: u64 = plan.faults.iter().map(|f| 2 + f.lasts / wait).sum();
-    if world.failed.is_none() && u64::from(world.promotions) > most {
+    if u64::from(world.promotions) > most {
+        let faults = plan.faults.len();
         world.fail(format!(
             "L7: {} failovers after {faults} faults",
             world.promotions

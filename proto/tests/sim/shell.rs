@@ -3,33 +3,34 @@
 use super::clock::{MS, SEC, T, nanos};
 use super::jobs::JobRun;
 use super::keeper::{For, Keeper, Req};
+use super::mutation::Mutation;
 use super::network::Plane;
-use super::run::Mutation;
+use super::reader::Reader;
 use super::story::Tag;
 use super::world::{Ev, World};
 use proto::config::{ClusterConfig, Settings, Tags};
 use proto::core::decision::{Action, LeaseGoal, Standing, WantedConf, Wish};
-use proto::core::job::Upstream;
+use proto::core::job::{Job, Upstream};
 use proto::core::observation::{
-    AppliedConf, Armed, FailsafeCaller, HeldRecord, Lineage, Outcome, PeerAnswer, PeerStatus,
+    AppliedConf, DataDir, FailsafeCaller, HeldRecord, Lineage, Outcome, PeerAnswer, PeerStatus,
     RecordSeen, Sql, Task, TaskResult,
 };
 use proto::core::{Memory, Observation, txns};
-use proto::dcs::txn::{Compare, Op, Txn, TxnOutcome};
-use proto::dcs::{
-    ClusterView, Entry, FencePromise, Key, LeaseRecord, PgRole, RecordState, Snapshot, SyncRecord,
-};
+use proto::dcs::txn::{Op, Txn, TxnOutcome};
+use proto::dcs::{ClusterView, FencePromise, Key, LeaseRecord, PgRole, RecordState, Snapshot};
 use proto::fence::Basis;
 use proto::ids::{Epoch, LeaseId, MemberName, Revision, SystemId};
 use proto::time::{MonoTime, WallTime};
 use proto::wal::{Lsn, Timeline};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
 use std::time::Duration;
 
 const COMMIT_LIMIT: T = 2 * SEC;
 const CONFIRM_LIMIT: Duration = Duration::from_secs(3);
 const CHECK_EVERY: T = 700 * MS;
 const CHECK_AGAIN: T = 100 * MS;
+const BACKWARD_READS_MAX: u32 = 3;
 const STARVED_AFTER: Duration = Duration::from_secs(3);
 /// More decisions in one second than this is a loop that does not come to rest.
 const DECISIONS_MAX: u32 = 900;
@@ -62,6 +63,8 @@ pub struct Agent {
     pub watch_last: T,
     cursor: usize,
     watched: Revision,
+    /// Reads in a row that were older than what the watch has brought.
+    backward: u32,
     own: VecDeque<(Txn, LeaseId, Revision)>,
     pub cluster_id: u64,
     alive_at: Option<MonoTime>,
@@ -91,6 +94,7 @@ impl World {
         if self.nodes[n].guard.as_ref().is_none_or(|g| !g.alive) {
             self.spawn_guard(n);
         }
+        let forgets = self.has(Mutation::PromiseForgotten);
         let node = &mut self.nodes[n];
         node.inc += 1;
         let now = node.clock.local(self.now);
@@ -98,7 +102,6 @@ impl World {
             .guard
             .as_ref()
             .and_then(super::guardian::Guard::inherited);
-        let forgets = self.mutation == Some(Mutation::PromiseForgotten);
         if forgets {
             node.disk.promised = None;
         }
@@ -121,6 +124,7 @@ impl World {
             watch_last: 0,
             cursor: 0,
             watched: Revision(0),
+            backward: 0,
             own: VecDeque::new(),
             cluster_id: self.store.snap.cluster_id,
             alive_at: None,
@@ -141,6 +145,7 @@ impl World {
         };
         self.nodes[n].agent = Some(agent);
         self.tell(n, Tag::Order, || "agent starts".into());
+        self.agent_began(n);
         self.halve_wait(n);
         self.list(n);
         self.nudge_keeper(n);
@@ -151,12 +156,15 @@ impl World {
     pub fn end_agent(&mut self, n: usize) {
         if self.nodes[n].agent.take().is_some() {
             self.nodes[n].inc += 1;
+            if self.config.pause && self.nodes[n].pg.writable() {
+                self.checks.left_alone.insert(n);
+            }
             self.abandon_files(n);
         }
     }
 
     fn halve_wait(&mut self, n: usize) {
-        if self.mutation == Some(Mutation::WaitHalved) {
+        if self.has(Mutation::WaitHalved) {
             let native = &mut self.agent(n).s.cluster.native;
             native.wait_ms /= 2;
         }
@@ -167,13 +175,14 @@ impl World {
     fn look(&mut self, n: usize) {
         let now = self.local(n);
         let dice = self.rng.u64(..);
-        let trusts = self.mutation == Some(Mutation::StaleViewTrusted);
+        let trusts = self.has(Mutation::StaleViewTrusted);
         let guard = self.nodes[n].guard.as_ref();
         let alive = guard.is_some_and(|g| g.alive);
-        let armed = guard.and_then(|g| g.clock.armed());
+        let armed = guard.and_then(super::guardian::Guard::shown);
         let session = guard
             .map(super::guardian::Guard::session)
             .unwrap_or_default();
+        let watchdog_failed = self.nodes[n].watchdog_failed > 0;
         let wall = WallTime(1_767_225_600_000 + i64::try_from(self.now / MS).unwrap_or(0));
         let agent = self.agent(n);
         let o = &mut agent.o;
@@ -186,12 +195,10 @@ impl World {
                     .alive_at
                     .is_some_and(|at| now.since(at) < CONFIRM_LIMIT));
         o.dcs.confirmed_at = agent.alive_at.unwrap_or(o.dcs.confirmed_at);
+        o.watchdog_failed = watchdog_failed;
         o.guardian.alive = alive;
         o.guardian.fit = true;
-        o.guardian.armed = armed.map(|a| Armed {
-            epoch: a.epoch,
-            deadline: a.deadline,
-        });
+        o.guardian.armed = armed;
         o.guardian.session = session;
     }
 
@@ -301,7 +308,12 @@ impl World {
         match action {
             Action::Write { task, txn } => self.commit(n, task, txn),
             Action::Hold(goal) => self.hold(n, goal),
-            Action::Start(job) => self.start_job(n, job),
+            Action::Start(job) => {
+                if self.has(Mutation::NamesEmptyAtPromotion) && matches!(job, Job::Promote { .. }) {
+                    self.load_names(n, "");
+                }
+                self.start_job(n, job);
+            }
             Action::Cancel(id) => self.cancel_job(n, id),
             Action::Arm { epoch, deadline } => {
                 self.agent(n).tenure_epoch = epoch;
@@ -329,6 +341,12 @@ impl World {
             Action::AskFailsafe { peers, .. } => self.ask_failsafe(n, &peers),
             Action::Promise(epoch) => self.promise(n, epoch),
             Action::Withdraw(epoch) => self.withdraw(n, epoch),
+            Action::ClearMark => {
+                self.begin(n, Task::ClearMark);
+                self.nodes[n].disk.dir = DataDir::Initialised;
+                self.probe_now(n);
+                self.task_after(n, few, Task::ClearMark, TaskResult::Done);
+            }
             Action::NoteWalEpoch(epoch) => {
                 let disk = &mut self.nodes[n].disk;
                 disk.wal_epoch = disk.wal_epoch.max(epoch);
@@ -379,7 +397,7 @@ impl World {
 
     pub fn commit(&mut self, n: usize, task: Task, txn: Txn) {
         self.begin(n, task);
-        let txn = self.mutated(task, txn);
+        let txn = self.mistaken(task, txn);
         let sent_at = self.local(n);
         let record = own_record(&txn).map(|record| (record, sent_at));
         if let Some((record, sent_at)) = &record {
@@ -394,47 +412,6 @@ impl World {
         let session = self.agent(n).keeper.session_id();
         let what = For::Commit(task, txn.clone(), session, record);
         self.request(n, Req::Txn(txn, session), COMMIT_LIMIT, what);
-    }
-
-    fn mutated(&self, task: Task, mut txn: Txn) -> Txn {
-        match (self.mutation, task) {
-            (Some(Mutation::ClaimWithoutCompare), Task::Lock) => {
-                let claims = txn.then.iter().any(|op| {
-                    matches!(
-                        op,
-                        Op::Put {
-                            key: Key::Leader,
-                            ..
-                        }
-                    )
-                });
-                if claims && own_record(&txn).is_some() {
-                    txn.when.clear();
-                }
-            }
-            (Some(Mutation::SyncWithoutCompare), Task::Sync) => txn.when.clear(),
-            (Some(Mutation::QuorumOneShort), Task::Sync) => {
-                for op in &mut txn.then {
-                    if let Op::Put {
-                        key: Key::Sync,
-                        value,
-                        ..
-                    } = op
-                        && let Ok(sync) = SyncRecord::parse(value, Revision(1))
-                        && let Some(leader) = &sync.leader
-                    {
-                        let quorum = sync.quorum.saturating_sub(1);
-                        *value = SyncRecord::value(leader, &sync.standbys, quorum);
-                    }
-                }
-            }
-            (Some(Mutation::FenceNotCompared), Task::Lock) => {
-                txn.when
-                    .retain(|c| !matches!(c, Compare::Unchanged(Key::Fence(_) | Key::Sync, _)));
-            }
-            _ => {}
-        }
-        txn
     }
 
     pub fn commit_answered(
@@ -481,7 +458,7 @@ impl World {
         }
         if let TaskResult::Promised(promise) = &result {
             let mut promise = promise.clone();
-            if self.mutation == Some(Mutation::LsnOrderOnly) {
+            if self.has(Mutation::LsnOrderOnly) {
                 promise.timeline = Timeline(1);
             }
             let agent = self.agent(n);
@@ -554,7 +531,16 @@ impl World {
         self.watches += 1;
         let watch = self.watches;
         let agent = self.agent(n);
-        if snapshot.cluster_id != agent.cluster_id {
+        // One read of the past is nothing; many in a row mean that the store went back (S23).
+        let same = snapshot.cluster_id == agent.cluster_id;
+        let back = same && snapshot.revision < agent.watched;
+        agent.backward = if back { agent.backward + 1 } else { 0 };
+        if back && agent.backward < BACKWARD_READS_MAX {
+            self.cover("read-of-the-past");
+            return self.list_failed(n);
+        }
+        agent.backward = 0;
+        if !same || back {
             agent.cluster_id = snapshot.cluster_id;
             agent.alive_at = None;
             agent.o.dcs.view = None;
@@ -598,7 +584,10 @@ impl World {
             return;
         };
         let changes = changes.to_vec();
-        let agent = self.agent(n);
+        let Self { nodes, reader, .. } = self;
+        let Some(agent) = nodes[n].agent.as_mut() else {
+            return;
+        };
         agent.cursor = upto.max(from);
         let mut news = false;
         for change in changes {
@@ -608,13 +597,13 @@ impl World {
                 Some(entry) if agent.snap.entries.get(&*change.suffix) != Some(entry) => {
                     agent.snap.apply_put(&change.suffix, (**entry).clone());
                     news |= true;
-                    patch(agent, &change.suffix);
+                    patch(agent, &change.suffix, reader);
                 }
                 Some(_) => agent.snap.revision = agent.snap.revision.max(revision),
                 None if agent.snap.entries.contains_key(&*change.suffix) => {
                     agent.snap.apply_delete(&change.suffix, revision);
                     news |= true;
-                    patch(agent, &change.suffix);
+                    patch(agent, &change.suffix, reader);
                 }
                 None => {}
             }
@@ -627,20 +616,20 @@ impl World {
     /// Our own commit, folded in before the watch brings it.
     pub fn fold_own(&mut self, n: usize, txn: &Txn, session: LeaseId, revision: Revision) {
         let now = self.local(n);
-        let agent = self.agent(n);
-        if txn.then.is_empty() {
+        let Self { nodes, reader, .. } = self;
+        let Some(agent) = nodes[n].agent.as_mut().filter(|_| !txn.then.is_empty()) else {
             return;
-        }
+        };
         if agent.own.len() == 32 {
             agent.own.pop_front();
         }
         agent.own.push_back((txn.clone(), session, revision));
-        if !agent.live {
+        if !agent.live || revision <= agent.watched {
             return;
         }
         agent.snap.apply_own(txn, session, revision);
         for op in &txn.then {
-            patch(agent, &op.key().to_string());
+            patch(agent, &op.key().to_string(), reader);
         }
         self.new_view(n, now);
     }
@@ -746,7 +735,7 @@ impl World {
         let inc = self.inc(n);
         let agent = self.agent(n);
         let same = world == agent.cluster_id;
-        if same && !agent.watch_broken && agent.watched >= revision {
+        if same && !agent.watch_broken && agent.watched == revision {
             agent.behind_since = None;
             agent.alive_at = Some(now);
             self.after(CHECK_EVERY, Ev::Check { n, inc });
@@ -839,7 +828,7 @@ impl World {
         let mut conf = self.conf_state(n, standby, &upstream);
         if let Some(wanted) = self.agent(n).wanted.clone() {
             conf.as_primary = wanted.as_primary;
-            conf.sync_names = wanted.sync_names.unwrap_or_default();
+            conf.sync_names = wanted.sync_names.unwrap_or(conf.sync_names);
             conf.generation = wanted.generation;
         }
         let mut result = TaskResult::Done;
@@ -867,12 +856,10 @@ impl World {
             .filter(|w| w.as_primary != standby)
             .and_then(|w| w.sync_names);
         let cluster = &agent.s.cluster;
-        let cautious = cluster.synchronous_mode_strict || !standby;
-        let names = match (cluster.is_synchronous(), told, cautious) {
-            (false, _, _) => String::new(),
-            (true, Some(told), _) => told,
-            (true, None, true) => proto::ids::STRICT_PLACEHOLDER.to_owned(),
-            (true, None, false) => String::new(),
+        let names = match told {
+            _ if !cluster.is_synchronous() => String::new(),
+            Some(told) => told,
+            None => proto::ids::STRICT_PLACEHOLDER.to_owned(),
         };
         AppliedConf {
             generation: agent.wanted.as_ref().map_or(0, |w| w.generation),
@@ -897,7 +884,7 @@ impl World {
             let failed = TaskResult::Failed("a primary makes no promise".into());
             return self.task_after(n, 5 * MS, Task::Fence, failed);
         }
-        if self.mutation != Some(Mutation::StreamNotCut) {
+        if !self.has(Mutation::StreamNotCut) {
             self.agent(n).applied.upstream = Upstream::None;
             self.load_upstream(n, &Upstream::None);
         }
@@ -934,10 +921,13 @@ impl World {
 
     fn withdraw(&mut self, n: usize, epoch: Epoch) {
         self.begin(n, Task::Fence);
-        if self.mutation == Some(Mutation::WithdrawDiskFirst) {
+        if self.has(Mutation::WithdrawDiskFirst) {
             self.nodes[n].disk.promised = None;
         }
-        let txn = txns::withdraw(&self.agent(n).s);
+        let agent = self.agent(n);
+        let view = agent.o.dcs.view.clone().unwrap_or_default();
+        let txn = txns::withdraw(&view, &agent.s);
+        let txn = self.mistaken_withdrawal(txn);
         let session = self.agent(n).keeper.session_id();
         let what = For::Withdraw(epoch, txn.clone(), session);
         self.request(n, Req::Txn(txn, session), COMMIT_LIMIT, what);
@@ -1034,6 +1024,7 @@ impl World {
                 timeline: sample.timeline,
                 tags,
                 streaming: sample.receiver.is_some(),
+                age: self.local(n).since(agent.o.postgres.sql_at),
                 ..PeerStatus::default()
             },
             _ => PeerStatus {
@@ -1092,9 +1083,10 @@ impl World {
         }
         let at = self.local(to);
         let name = self.names[n].clone();
+        let forgets = self.has(Mutation::FailsafeForgotten);
         let agent = self.agent(to);
-        let primary = matches!(&agent.o.postgres.sql, Sql::Sample(s) if !s.in_recovery);
-        if !primary {
+        let accepted = proto::core::failsafe::answer(&agent.o, &agent.m, &agent.s, &name).is_ok();
+        if accepted && !forgets {
             agent.o.failsafe_caller = Some(FailsafeCaller {
                 at,
                 conn_url: conn_url(&name),
@@ -1110,18 +1102,19 @@ impl World {
                 n,
                 inc,
                 ask,
-                accepted: !primary,
+                accepted,
             },
         );
     }
 
     pub fn failsafe_answered(&mut self, n: usize, ask: u64, accepted: bool) {
+        let hasty = self.has(Mutation::FailsafeMajority);
         let Some(asking) = self.agent(n).failsafe.as_mut().filter(|a| a.id == ask) else {
             return;
         };
         // Each answer counts once; which peer gave it does not matter.
         asking.left.pop_first();
-        if accepted && !asking.left.is_empty() {
+        if accepted && !asking.left.is_empty() && !hasty {
             return;
         }
         let sent_at = asking.at;
@@ -1177,7 +1170,7 @@ impl World {
     /// Whether REST would send writers here.
     pub fn announced(&self, n: usize) -> bool {
         let now = self.local(n);
-        let ignores = self.mutation == Some(Mutation::HoldBackIgnored);
+        let ignores = self.has(Mutation::HoldBackIgnored);
         self.answers_rest(n)
             && self.nodes[n].agent.as_ref().is_some_and(|a| {
                 a.standing.as_ref().is_some_and(|s| {
@@ -1190,51 +1183,53 @@ impl World {
 }
 
 /// Takes one key of the snapshot over into the view, as reading the whole would.
-fn patch(agent: &mut Agent, suffix: &str) {
+fn patch(agent: &mut Agent, suffix: &str, reader: &Reader) {
     let Some(view) = agent.o.dcs.view.as_mut() else {
         return;
     };
     let Some(key) = Key::parse(suffix) else {
         return;
     };
-    let mut one = Snapshot::default();
-    if let Some(entry) = agent.snap.entries.get(suffix) {
-        let entry: Entry = entry.clone();
-        one.entries.insert(suffix.to_owned(), entry);
-    }
-    let mut fresh = ClusterView::read(&one);
+    let fresh = match agent.snap.entries.get(suffix) {
+        Some(entry) => reader.read(suffix, entry),
+        None => Rc::default(),
+    };
     match key {
-        Key::Leader => view.leader = fresh.leader,
-        Key::Member(name) => {
-            view.members.remove(&name);
-            if let Some(entry) = fresh.members.remove(&name) {
-                view.members.insert(name, entry);
+        Key::Leader => view.leader = fresh.leader.clone(),
+        Key::Member(name) => match fresh.members.get(&name) {
+            Some(entry) => {
+                view.members.insert(name, entry.clone());
             }
-        }
-        Key::Initialize => view.initialize = fresh.initialize,
-        Key::Config => view.config = fresh.config,
-        Key::Status => view.status = fresh.status,
+            None => {
+                view.members.remove(&name);
+            }
+        },
+        Key::Initialize => view.initialize = fresh.initialize.clone(),
+        Key::Config => view.config = fresh.config.clone(),
+        Key::Status => view.status = fresh.status.clone(),
         Key::LegacyOptime => {}
-        Key::History => view.history = fresh.history,
+        Key::History => view.history = fresh.history.clone(),
         Key::Failover => {
-            view.failover = fresh.failover;
+            view.failover = fresh.failover.clone();
             view.failover_modified = fresh.failover_modified;
         }
-        Key::Sync => view.sync = fresh.sync,
-        Key::Failsafe => view.failsafe = fresh.failsafe,
+        Key::Sync => view.sync = fresh.sync.clone(),
+        Key::Failsafe => view.failsafe = fresh.failsafe.clone(),
         Key::Record => {
-            view.record = fresh.record;
+            view.record = fresh.record.clone();
             view.record_garbled = fresh.record_garbled;
         }
-        Key::Fence(name) => {
-            view.fences.remove(&name);
-            if let Some(entry) = fresh.fences.remove(&name) {
-                view.fences.insert(name, entry);
+        Key::Fence(name) => match fresh.fences.get(&name) {
+            Some(entry) => {
+                view.fences.insert(name, entry.clone());
             }
-        }
+            None => {
+                view.fences.remove(&name);
+            }
+        },
     }
     view.garbled.retain(|g| g.key != suffix);
-    view.garbled.extend(fresh.garbled);
+    view.garbled.extend(fresh.garbled.iter().cloned());
 }
 
 fn own_record(txn: &Txn) -> Option<LeaseRecord> {

@@ -21,7 +21,8 @@ pub struct Story {
     /// Whether lines are kept at all; counting never stops.
     pub told: bool,
     pub lines: Vec<String>,
-    pub reached: BTreeMap<&'static str, u64>,
+    /// Few, and each text has one address nearly always: looked up by that, it costs next to nothing.
+    pub reached: Vec<(&'static str, u64)>,
     /// A number that two runs of one seed must share.
     pub trace: u64,
 }
@@ -36,7 +37,21 @@ impl Story {
     }
 
     pub fn reach(&mut self, what: &'static str) {
-        *self.reached.entry(what).or_default() += 1;
+        let known = self
+            .reached
+            .iter_mut()
+            .find(|(k, _)| std::ptr::eq(*k, what));
+        match known {
+            Some((_, count)) => *count += 1,
+            None => self.reached.push((what, 1)),
+        }
+    }
+
+    /// How often what was reached.
+    pub fn add_to(&self, total: &mut BTreeMap<&'static str, u64>) {
+        for (what, count) in &self.reached {
+            *total.entry(what).or_default() += count;
+        }
     }
 
     pub fn mix(&mut self, value: u64) {

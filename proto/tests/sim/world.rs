@@ -6,17 +6,18 @@ use super::etcd::Store;
 use super::guardian::Guard;
 use super::jobs::Stage;
 use super::keeper::{For, Rep, Req};
+use super::mutation::Mutation;
 use super::network::{MAX, Net};
 use super::postgres::{Branch, Commit, Conn, Disk, Pg, Step};
-use super::run::Mutation;
 use super::shell::Agent;
 use super::story::{Story, Tag};
 use proto::config::ClusterConfig;
 use proto::core::observation::{Lineage, PeerStatus, Task, TaskResult};
-use proto::ids::MemberName;
+use proto::dcs::Snapshot;
+use proto::ids::{Epoch, MemberName};
 use proto::time::MonoTime;
 use serde_json::{Map, Value};
-use std::cmp::{Ordering, Reverse};
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::rc::Rc;
 use std::time::Duration;
@@ -156,7 +157,6 @@ pub enum Ev {
     },
     NamesSeen {
         id: u32,
-        names: Rc<str>,
         names_gen: u32,
     },
     Defined {
@@ -202,27 +202,33 @@ enum Class {
     Nobody,
 }
 
-#[derive(Clone, Debug)]
-struct Item {
-    t: T,
-    seq: u64,
-    ev: Ev,
+/// What is to come, in order of time; at the same time in the order in which it was said. The heap moves
+/// only places in a list, since events are large.
+#[derive(Clone, Debug, Default)]
+struct Queue {
+    heap: BinaryHeap<Reverse<(T, u64, usize)>>,
+    events: Vec<Option<Ev>>,
+    free: Vec<usize>,
+    said: u64,
 }
 
-impl PartialEq for Item {
-    fn eq(&self, other: &Self) -> bool {
-        (self.t, self.seq) == (other.t, other.seq)
+impl Queue {
+    fn push(&mut self, t: T, ev: Ev) {
+        self.said += 1;
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.events.push(None);
+            self.events.len() - 1
+        });
+        self.events[place] = Some(ev);
+        self.heap.push(Reverse((t, self.said, place)));
     }
-}
-impl Eq for Item {}
-impl PartialOrd for Item {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Item {
-    fn cmp(&self, other: &Self) -> Ordering {
-        (self.t, self.seq).cmp(&(other.t, other.seq))
+
+    /// The next event up to this time.
+    fn pop_until(&mut self, end: T) -> Option<(T, Ev)> {
+        let Reverse((t, _, place)) = *self.heap.peek().filter(|next| next.0.0 <= end)?;
+        self.heap.pop();
+        self.free.push(place);
+        Some((t, self.events[place].take()?))
     }
 }
 
@@ -240,6 +246,8 @@ pub struct Node {
     pub inc: u32,
     pub agent: Option<Agent>,
     pub guard: Option<Guard>,
+    /// The last deadline that a guardian took was of this epoch.
+    pub armed_last: Option<Epoch>,
     pub pg: Pg,
     pub disk: Disk,
     deferred: Vec<Ev>,
@@ -250,18 +258,27 @@ pub struct Node {
     pub fail_jobs: u32,
     /// Faults that keep the agent down.
     pub kept_down: u32,
+    /// Its keepalives are answered by a leader of etcd that is none any more.
+    pub stale_lessor: u32,
+    /// What its reads of etcd are answered with, if not with what stands there.
+    pub past: Option<(Rc<Snapshot>, usize)>,
+    /// The data directory is not mounted, or not ours to read.
+    pub hidden: u32,
+    pub watchdog_failed: u32,
+    /// Promotions that `pre_promote` will refuse.
+    pub refuse_promotions: u32,
 }
 
 #[derive(Clone, Debug)]
 pub struct World {
     pub now: T,
     pub rng: fastrand::Rng,
-    queue: BinaryHeap<Reverse<Item>>,
-    seq: u64,
+    queue: Queue,
     pub names: Vec<MemberName>,
     pub nodes: Vec<Node>,
     pub net: Net,
     pub store: Store,
+    pub reader: super::reader::Reader,
     pub branches: Vec<Branch>,
     pub commits: Vec<Commit>,
     pub conns: BTreeMap<u32, Conn>,
@@ -307,6 +324,7 @@ impl World {
                 inc: 0,
                 agent: None,
                 guard: None,
+                armed_last: None,
                 pg: Pg::new(),
                 disk: Disk::empty(),
                 deferred: Vec::new(),
@@ -315,18 +333,23 @@ impl World {
                 replay_lag: 0,
                 fail_jobs: 0,
                 kept_down: 0,
+                stale_lessor: 0,
+                past: None,
+                hidden: 0,
+                watchdog_failed: 0,
+                refuse_promotions: 0,
             })
             .collect();
         let config = ClusterConfig::parse(&doc);
         let mut world = Self {
             now: 0,
             rng,
-            queue: BinaryHeap::new(),
-            seq: 0,
+            queue: Queue::default(),
             names: (0..MAX).map(|i| MemberName::new(format!("n{i}"))).collect(),
             nodes,
             net: Net::default(),
             store: Store::new(),
+            reader: super::reader::Reader::default(),
             branches: Vec::new(),
             commits: Vec::new(),
             conns: BTreeMap::new(),
@@ -358,14 +381,18 @@ impl World {
         world
     }
 
+    /// Whether members may rewind, and throw diverged data away.
+    pub fn may_repair(&mut self, rewind: bool, wipe: bool) {
+        (self.use_rewind, self.wipe) = (rewind, wipe);
+        for agent in self.nodes.iter_mut().filter_map(|n| n.agent.as_mut()) {
+            agent.s.use_pg_rewind = rewind;
+            agent.s.wipe_on_rewind_failure = wipe;
+            agent.s.wipe_on_divergence = wipe;
+        }
+    }
+
     pub fn push(&mut self, t: T, ev: Ev) {
-        self.seq += 1;
-        let item = Item {
-            t: t.max(self.now),
-            seq: self.seq,
-            ev,
-        };
-        self.queue.push(Reverse(item));
+        self.queue.push(t.max(self.now), ev);
     }
 
     pub fn after(&mut self, wait: T, ev: Ev) {
@@ -403,14 +430,9 @@ impl World {
 
     /// Runs until `end` or the first failure.
     pub fn run_until(&mut self, end: T) {
-        while self.failed.is_none() {
-            match self.queue.peek() {
-                Some(Reverse(item)) if item.t <= end => {}
-                Some(_) | None => break,
-            }
-            let Some(Reverse(Item { t, ev, .. })) = self.queue.pop() else {
-                break;
-            };
+        while self.failed.is_none()
+            && let Some((t, ev)) = self.queue.pop_until(end)
+        {
             self.now = t;
             self.events += 1;
             self.dispatch(ev);
@@ -632,11 +654,7 @@ impl World {
             Ev::Pg { n, life, step } => self.pg_step(n, life, step),
             Ev::Wal { id, branch, lsn } => self.wal_arrived(id, branch, lsn),
             Ev::Ack { id, lsn } => self.acked(id, lsn),
-            Ev::NamesSeen {
-                id,
-                names,
-                names_gen,
-            } => self.names_seen(id, names, names_gen),
+            Ev::NamesSeen { id, names_gen } => self.names_seen(id, names_gen),
             Ev::Defined { n, life, names_gen } => self.names_defined(n, life, names_gen),
             Ev::ConnTimeout { id, since, standby } => self.conn_timeout(id, since, standby),
             Ev::Deadline { n, guard } => self.deadline(n, guard),

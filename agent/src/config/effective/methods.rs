@@ -3,7 +3,7 @@
 
 use super::read::Section;
 use crate::config::error::ConfigError;
-use crate::config::known;
+use crate::config::keys;
 use crate::config::value::{python_text, shell_words, truthy};
 use crate::config::{CustomMethod, ReplicaMethod};
 use serde_json::{Map, Value};
@@ -150,11 +150,12 @@ pub(super) fn bootstrap_method(
 /// The sections of `postgresql` that are replica methods: every mapping whose name means nothing else.
 pub(super) fn replica_methods(postgresql: &Section<'_>) -> BTreeMap<String, CustomMethod> {
     let mut methods = BTreeMap::new();
+    let settings = keys::of("postgresql");
     for (name, value) in &postgresql.map {
         let Some(map) = value.as_object() else {
             continue;
         };
-        if known::POSTGRESQL.contains(&name.as_str()) {
+        if settings.contains(&name.as_str()) {
             continue;
         }
         match replica_method(name, map) {

@@ -47,15 +47,46 @@ pub fn run(local: &LocalConfig, options: ValidateOptions) -> Exit {
     Exit::Success
 }
 
-/// The document as `--print` shows it: a missing `bin_dir` is filled in.
+/// The document as `--print` shows it: a missing `bin_dir` is filled in, and secrets are hidden.
 fn printed(doc: &Map<String, Value>) -> Map<String, Value> {
     let mut doc = doc.clone();
+    for value in doc.values_mut() {
+        hide_secrets(value);
+    }
     if let Some(Value::Object(postgresql)) = doc.get_mut("postgresql") {
         postgresql
             .entry("bin_dir")
             .or_insert_with(|| Value::from(""));
     }
     doc
+}
+
+/// What is shown instead of a secret.
+const HIDDEN: &str = "***";
+
+/// Hides passwords, also those in URLs and in the raw form `name:password`.
+fn hide_secrets(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                if key.ends_with("password") || key == "auth" && value.is_string() {
+                    *value = Value::from(HIDDEN);
+                } else {
+                    hide_secrets(value);
+                }
+            }
+        }
+        Value::Array(list) => list.iter_mut().for_each(hide_secrets),
+        Value::String(text) => {
+            if let Some((scheme, rest)) = text.split_once("://")
+                && let Some((account, place)) = rest.split_once('@')
+                && let Some((name, _)) = account.split_once(':')
+            {
+                *text = format!("{scheme}://{name}:{HIDDEN}@{place}");
+            }
+        }
+        _ => {}
+    }
 }
 
 /// All problems, one line each.
@@ -103,7 +134,7 @@ impl Checker<'_> {
     fn complain(&mut self, path: &str, value: &Value, message: &str) {
         // A password of the wrong type is still a password.
         let value = if path.ends_with("password") {
-            String::from("***")
+            HIDDEN.to_owned()
         } else {
             python_text(value)
         };

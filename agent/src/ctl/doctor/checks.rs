@@ -15,7 +15,7 @@ const CLOCK_SECONDS_MAX: i64 = 2;
 
 /// All of them.
 pub fn all(patient: &Patient<'_>) -> Vec<Finding> {
-    let checks: [fn(&Patient<'_>, &mut Notes); 12] = [
+    let checks: [fn(&Patient<'_>, &mut Notes); 13] = [
         configuration,
         records,
         identifier,
@@ -28,6 +28,7 @@ pub fn all(patient: &Patient<'_>) -> Vec<Finding> {
         synchronous,
         candidates,
         pending,
+        moving,
     ];
     let mut notes = Notes::default();
     for check in checks {
@@ -62,6 +63,19 @@ fn configuration(patient: &Patient<'_>, notes: &mut Notes) {
     notes.else_ok(CHECK, "every key is known");
 }
 
+/// Only where a member is Patroni.
+fn moving(patient: &Patient<'_>, notes: &mut Notes) {
+    let cluster = patient.cluster;
+    let ours = |(_, record): (_, &MemberRecord)| record.capabilities.is_some_and(|c| c.record);
+    if cluster.members().all(ours) {
+        return;
+    }
+    for (level, text) in super::moving::differences(&cluster.config, cluster.view.config.document())
+    {
+        notes.add("moving from Patroni", level, text);
+    }
+}
+
 fn records(patient: &Patient<'_>, notes: &mut Notes) {
     const CHECK: &str = "records in etcd";
     let view = &patient.cluster.view;
@@ -86,7 +100,7 @@ fn identifier(patient: &Patient<'_>, notes: &mut Notes) {
     const CHECK: &str = "system identifier";
     match &patient.cluster.view.initialize {
         Some(Initialize::System(id)) => notes.add(CHECK, Level::Ok, id.to_string()),
-        Some(Initialize::Bootstrapping) => notes.add(
+        Some(Initialize::Bootstrapping(_)) => notes.add(
             CHECK,
             Level::Warn,
             "the cluster is being initialised, or whoever did it died",

@@ -1,6 +1,7 @@
 use super::*;
 use crate::dcs::{FailsafeRecord, Schedule};
-use crate::dcs::{HistoryLine, HistoryRecord, MemberEntry, MemberRecord, SyncRecord};
+use crate::dcs::{HistoryLine, HistoryRecord, MemberEntry, MemberRecord};
+use crate::dcs::{RecordEntry, SyncRecord};
 use crate::ids::{LeaseId, Revision};
 use crate::time::MonoTime;
 use serde_json::{Map, Value, json};
@@ -375,6 +376,86 @@ fn check_timeline_excludes_members_on_old_or_unknown_timelines() {
     );
 }
 
+/// A native cluster whose leader, A, is on timeline 2, as `/history` says.
+fn native() -> Situation {
+    situation(json!({"synchronous_mode": "quorum"})).with(|s| {
+        for entry in s.view.members.values_mut() {
+            entry.record.capabilities = Some(Default::default());
+        }
+        s.timeline = Some(Timeline(2));
+        s.view.record = Some(RecordEntry {
+            record: serde_json::from_value(json!({
+                "v": 1, "epoch": 2, "owner": "A", "session": "", "seq": 0, "state": "held",
+                "l_ms": 1, "w_ms": 1, "members": []
+            }))
+            .expect("a record"),
+            modified: Revision(1),
+        });
+        s.view.history = history(1, "A");
+    })
+}
+
+fn history(last: u32, leader: &str) -> HistoryRecord {
+    HistoryRecord {
+        modified: None,
+        present: true,
+        lines: vec![HistoryLine {
+            timeline: Timeline(last),
+            lsn: Lsn(5),
+            reason: String::new(),
+            timestamp: None,
+            new_leader: Some(leader.into()),
+        }],
+    }
+}
+
+#[test]
+fn a_timeline_made_by_hand_outranks_no_leader() {
+    let by_hand = || {
+        native()
+            .sync("A", &["B", "C"], 2)
+            .answer("B", 10)
+            .answer("C", 90)
+            .with(|s| {
+                s.status("B").timeline = Some(Timeline(2));
+                s.status("C").timeline = Some(Timeline(3));
+            })
+    };
+    assert_eq!(by_hand().ask("A", 50), Verdict::Best);
+    let on_it = by_hand().with(|s| s.timeline = Some(Timeline(3)));
+    assert_eq!(
+        on_it.ask("C", 90),
+        Verdict::PeerOnClaimedTimeline {
+            peer: "B".into(),
+            its: Timeline(2),
+            mine: Timeline(3)
+        }
+    );
+    // Patroni has led since: a number that is not in /history yet may be a leader's.
+    let newer = Verdict::PeerOnNewerTimeline {
+        peer: "C".into(),
+        its: Timeline(3),
+        mine: Timeline(2),
+    };
+    let patroni =
+        by_hand().with(|s| s.view.record.as_mut().expect("set").record.owner = "P".into());
+    assert_eq!(patroni.ask("A", 50), newer);
+    let claimed = by_hand().with(|s| s.view.history = history(2, "C"));
+    assert_eq!(claimed.ask("A", 50), newer);
+}
+
+/// B was promoted, acknowledged commits that A lacks, and died before it put itself into the key.
+#[test]
+fn the_leader_in_the_key_needs_votes_when_another_promotion_has_begun() {
+    let alone = || native().sync("A", &["B", "C"], 1);
+    assert_eq!(alone().ask("A", 50), Verdict::Best);
+    let superseded = alone().with(|s| s.view.history = history(2, "B"));
+    let short = Verdict::NotEnoughVotes { have: 0, need: 1 };
+    assert_eq!(superseded.ask("A", 50), short);
+    let ours = alone().with(|s| s.view.history = history(2, "A"));
+    assert_eq!(ours.ask("A", 50), Verdict::Best, "its own promotion failed");
+}
+
 #[test]
 fn members_of_ours_order_by_timeline_before_position() {
     let ours = |timeline: u32| {
@@ -494,4 +575,29 @@ fn the_best_candidate_is_ahead_then_synchronous_then_preferred_then_first() {
     let preferred = both().with(|s| s.status("C").tags = tags(json!({"failover_priority": 2})));
     assert_eq!(pick(&preferred), Some("C".into()));
     assert_eq!(pick(&situation(json!({}))), None);
+}
+
+/// The model found it: B was promoted, acknowledged with C by its own names, and died before it had written
+/// the key, which still names A. A alone lacks what B acknowledged.
+#[test]
+fn the_keeper_of_the_key_needs_votes_once_another_has_been_promoted() {
+    let alone = situation(json!({"synchronous_mode": "quorum"})).sync("A", &["B", "C"], 1);
+    assert!(alone.ask("A", 100).is_yes());
+    let superseded = alone.with(|s| {
+        s.view.history = HistoryRecord {
+            present: true,
+            lines: vec![HistoryLine {
+                timeline: Timeline(1),
+                lsn: Lsn(100),
+                reason: "claimed for a promotion".into(),
+                timestamp: None,
+                new_leader: Some("B".into()),
+            }],
+            modified: Some(Revision(2)),
+        };
+    });
+    assert!(!superseded.ask("A", 100).is_yes());
+    // Nor when it has received a part of what the other wrote.
+    let followed = superseded.with(|s| s.timeline = Some(Timeline(2)));
+    assert!(!followed.ask("A", 100).is_yes());
 }

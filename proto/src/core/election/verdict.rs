@@ -56,6 +56,15 @@ pub enum Verdict {
         /// Ours.
         mine: Timeline,
     },
+    /// Our timeline comes of a promotion by hand, the peer's is one of a leader.
+    PeerOnClaimedTimeline {
+        /// Who.
+        peer: MemberName,
+        /// Its timeline.
+        its: Timeline,
+        /// Ours.
+        mine: Timeline,
+    },
     /// A peer with the same position is preferred.
     HigherPriority {
         /// Who.
@@ -113,6 +122,10 @@ impl std::fmt::Display for Verdict {
             Self::PeerOnNewerTimeline { peer, its, mine } => {
                 write!(f, "{peer} is on timeline {its}, this node is on {mine}")
             }
+            Self::PeerOnClaimedTimeline { peer, its, mine } => write!(
+                f,
+                "{peer} is on timeline {its}, this node is on {mine}, which nobody has claimed"
+            ),
             Self::HigherPriority { peer, its, mine } => write!(
                 f,
                 "{peer} has equally tolerable WAL position and priority {its}, \

@@ -183,10 +183,44 @@ fn a_stopped_standby_counts_to_its_minimum_recovery_end() {
         beyond(SWITCH),
         "was a primary"
     );
-    assert_eq!(
-        at(ControlState::InProduction, SWITCH),
-        unknown(Unclear::Unclean)
-    );
+}
+
+/// Found by a member that was promoted by hand and stopped at once: it was started as it was, followed its
+/// own timeline, and never streamed.
+#[test]
+fn a_crashed_server_has_diverged_as_soon_as_its_control_file_tells() {
+    let crashed = |timeline: u32, checkpoint, min_recovery: (u32, Lsn)| {
+        let local = stopped(ControlData {
+            state: ControlState::InProduction,
+            timeline: Timeline(timeline),
+            checkpoint,
+            min_recovery_timeline: Timeline(min_recovery.0),
+            min_recovery_end: min_recovery.1,
+            ..ControlData::default()
+        });
+        check(&local, &lineage())
+    };
+    let none = (0, Lsn::NONE);
+    let newer = Divergence::Need {
+        why: Diverged::NewerTimeline {
+            mine: Timeline(4),
+            leader: Timeline(3),
+        },
+    };
+    // Promoted: the control file has the new timeline, and no checkpoint on it.
+    assert_eq!(crashed(3, Lsn(1), (4, SWITCH)), newer);
+    assert_eq!(crashed(4, SWITCH, none), newer);
+    assert_eq!(crashed(2, SWITCH, none), beyond(plus(SWITCH, 1)));
+    let end = plus(SWITCH, 8);
+    assert_eq!(crashed(1, Lsn(1), (2, end)), beyond(end));
+    // Where its WAL ends is known after crash recovery.
+    for open in [
+        crashed(2, Lsn(1), none),
+        crashed(1, Lsn(1), (2, SWITCH)),
+        crashed(3, SWITCH, none),
+    ] {
+        assert_eq!(open, unknown(Unclear::Unclean));
+    }
 }
 
 #[test]

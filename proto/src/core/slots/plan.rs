@@ -130,12 +130,22 @@ fn create(input: &SlotInput<'_>, name: &str, want: &WantedSlot, plan: &mut SlotP
             plan.create_logical
                 .push((name.to_owned(), database.clone(), plugin.clone()));
         }
-        SlotKind::Logical { .. } => {
-            // Only what the leader has can be copied from it.
-            let other_leads = input.view.leader_name().is_some_and(|l| l != input.me);
-            if other_leads && input.view.status.slots.contains_key(name) {
-                plan.copy_logical.push(name.to_owned());
-            }
-        }
+        // A standby copies them from the leader: [`to_copy`].
+        SlotKind::Logical { .. } => {}
     }
+}
+
+/// The logical slots that this standby lacks and can have from the leader, which publishes what it has.
+pub fn to_copy(input: &SlotInput<'_>) -> Vec<String> {
+    let other_leads = input.view.leader_name().is_some_and(|l| l != input.me);
+    if !input.config.use_slots || !input.sample.in_recovery || !other_leads {
+        return Vec::new();
+    }
+    let lacks = |name: &str| input.sample.slots.iter().all(|row| row.name != name);
+    let wanted = wanted(input).slots.into_iter();
+    wanted
+        .filter(|(_, want)| matches!(want.kind, SlotKind::Logical { .. }))
+        .map(|(name, _)| name)
+        .filter(|name| lacks(name) && input.view.status.slots.contains_key(name))
+        .collect()
 }

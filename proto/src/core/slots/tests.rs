@@ -231,15 +231,19 @@ fn missing_slots_are_created_on_the_primary_and_copied_to_standbys() {
         primary.create_logical,
         [("lg".into(), "db".into(), "pgoutput".into())]
     );
-    let standby = node("pg2").plan();
-    assert_eq!(standby.create_physical, ["gone", "pg1", "pg3", "pg4", "pp"]);
-    assert_eq!(
-        (standby.create_logical.len(), standby.copy_logical),
-        (0, vec!["lg".into()])
-    );
+    let mut standby = node("pg2");
+    let plan = standby.plan();
+    assert_eq!(plan.create_physical, ["gone", "pg1", "pg3", "pg4", "pp"]);
+    assert!(plan.create_logical.is_empty());
+    assert_eq!(standby.ask(to_copy), ["lg"]);
+    assert!(node("pg1").ask(to_copy).is_empty(), "the primary makes it");
+    assert!(node("pg3").ask(to_copy).is_empty(), "never promoted");
+    assert!(node("pg5").ask(to_copy).is_empty(), "does not stream");
+    standby.row(logical("lg", 5));
+    assert!(standby.ask(to_copy).is_empty(), "it is there");
     let mut unpublished = node("pg2");
     unpublished.view.status.slots.clear();
-    assert!(unpublished.plan().copy_logical.is_empty());
+    assert!(unpublished.ask(to_copy).is_empty());
 }
 
 #[test]

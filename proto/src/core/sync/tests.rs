@@ -393,3 +393,26 @@ fn resume(config: &Value, all: &[&str; 3], before: u8, after: u8, cut: usize) {
         assert_eq!(names.names, w.view.sync.standbys);
     }
 }
+
+/// The model found it: a write of the key that left a standby out was not answered, the names took the
+/// standby back in, and then the write was committed.
+#[test]
+fn names_stay_while_a_write_of_the_key_is_in_doubt() {
+    let me = "p".into();
+    let key = SyncRecord {
+        leader: Some("p".into()),
+        standbys: vec!["b".into(), "c".into()],
+        quorum: 1,
+        modified: Some(crate::ids::Revision(1)),
+    };
+    let names = || SyncStep::SetNames("ANY 1 (b,c)".into());
+    assert_eq!(unless_in_doubt(names(), &key, &me, true), names());
+    let again = SyncStep::WriteKey {
+        standbys: key.standbys.clone(),
+        quorum: 1,
+    };
+    assert_eq!(unless_in_doubt(names(), &key, &me, false), again);
+    // What another has left behind compares with its own name in `/leader`.
+    let other = "q".into();
+    assert_eq!(unless_in_doubt(names(), &key, &other, false), names());
+}

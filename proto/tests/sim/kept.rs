@@ -1,0 +1,438 @@
+//! Plans that failed once, as they were then: each holds what was mended for it, whatever seeds mean later.
+
+use super::clock::MS;
+use super::faults::{Fault, Kind};
+use super::run::{Plan, Shape};
+
+const TUNED: Shape = Shape {
+    nodes: 3,
+    sync: "quorum",
+    strict: true,
+    count: 1,
+    native: true,
+    quorum_failover: true,
+    profile: "tuned",
+    failsafe: false,
+    start_timeout: 300,
+    rewind: true,
+    wipe: true,
+    backoff: 0,
+};
+
+/// A fault on the primary, if it is meant, else on this node; the times are nanoseconds and milliseconds.
+fn fault(kind: Kind, at: u64, lasts_ms: u64, nodes: (usize, usize), dice: u32) -> Fault {
+    Fault {
+        kind,
+        at,
+        lasts: lasts_ms * MS,
+        node: nodes.0,
+        other: nodes.1,
+        dice,
+        primary: true,
+    }
+}
+
+fn elsewhere(fault: Fault) -> Fault {
+    Fault {
+        primary: false,
+        ..fault
+    }
+}
+
+fn plan(seed: u64, shape: Shape, faults: Vec<Fault>) -> Plan {
+    Plan {
+        seed,
+        shape,
+        faults,
+        birth: false,
+        mutation: None,
+    }
+}
+
+/// What was mended, and the plan that showed it.
+pub fn plans() -> Vec<(&'static str, Plan)> {
+    vec![
+        (
+            "a claim to bootstrap whose answer was lost is taken up",
+            Plan {
+                birth: true,
+                ..plan(
+                    17_787,
+                    Shape {
+                        native: false,
+                        profile: "fast",
+                        rewind: false,
+                        backoff: 6,
+                        ..TUNED
+                    },
+                    vec![fault(
+                        Kind::EtcdLossy,
+                        45_551_258,
+                        2_356,
+                        (2, 2),
+                        3_506_042_139,
+                    )],
+                )
+            },
+        ),
+        (
+            "/leader that was deleted before the renewal that wrote it was answered comes back",
+            plan(
+                10_911,
+                Shape {
+                    quorum_failover: false,
+                    profile: "safe",
+                    backoff: 6,
+                    ..TUNED
+                },
+                vec![
+                    fault(Kind::Pause, 736_170_893, 8_656, (0, 1), 2_653_356_913),
+                    fault(
+                        Kind::LeaseRevoked,
+                        1_225_715_699,
+                        937,
+                        (0, 1),
+                        3_337_146_606,
+                    ),
+                ],
+            ),
+        ),
+        (
+            "agents restarted under failsafe mode wait as long as a promise may last",
+            plan(
+                13_543,
+                Shape {
+                    nodes: 2,
+                    failsafe: true,
+                    ..TUNED
+                },
+                vec![
+                    fault(Kind::PowerLoss, 427_125_678, 69, (1, 1), 3_732_138_502),
+                    fault(Kind::PowerLoss, 835_838_772, 116, (0, 1), 1_200_553_331),
+                    fault(Kind::PowerLoss, 1_230_120_945, 431, (1, 0), 915_293_513),
+                ],
+            ),
+        ),
+        (
+            "etcd is replaced during a pause",
+            plan(
+                14_072,
+                Shape { count: 2, ..TUNED },
+                vec![
+                    fault(
+                        Kind::SwitchoverTo,
+                        5_169_466_720,
+                        8_274,
+                        (0, 0),
+                        2_497_790_244,
+                    ),
+                    fault(Kind::Pause, 5_032_253_153, 7_279, (2, 0), 1_263_097_257),
+                    fault(Kind::Pause, 5_070_257_687, 9_668, (1, 2), 1_368_231_643),
+                    elsewhere(fault(
+                        Kind::EtcdWiped,
+                        740_640_494,
+                        6_075,
+                        (1, 0),
+                        1_544_004_117,
+                    )),
+                    elsewhere(fault(
+                        Kind::SwitchoverTo,
+                        8_069_003_137,
+                        11_642,
+                        (1, 1),
+                        3_979_382_891,
+                    )),
+                    elsewhere(fault(
+                        Kind::EtcdWiped,
+                        8_765_816_562,
+                        3_885,
+                        (0, 2),
+                        1_183_131_549,
+                    )),
+                ],
+            ),
+        ),
+        (
+            "a primary that was cut off comes up again within its lease",
+            plan(
+                17_722,
+                Shape {
+                    sync: "on",
+                    profile: "safe",
+                    start_timeout: 0,
+                    ..TUNED
+                },
+                vec![
+                    fault(
+                        Kind::GuardianKilled,
+                        10_864_683_771,
+                        8_790,
+                        (2, 2),
+                        1_398_326_702,
+                    ),
+                    fault(Kind::Isolate, 9_632_393_819, 9_952, (2, 0), 453_617_356),
+                    fault(Kind::Isolate, 4_167_897_986, 7_716, (0, 1), 209_032_141),
+                    fault(Kind::Isolate, 4_514_352_579, 10_841, (2, 2), 2_343_415_320),
+                    fault(
+                        Kind::GuardianKilled,
+                        5_899_207_725,
+                        3_631,
+                        (2, 2),
+                        2_907_251_506,
+                    ),
+                    elsewhere(fault(
+                        Kind::GuardianKilled,
+                        6_318_141_259,
+                        3_403,
+                        (0, 1),
+                        95_431_231,
+                    )),
+                ],
+            ),
+        ),
+        (
+            "positions from before the lock was free do not count in a race",
+            plan(
+                6_498,
+                Shape {
+                    native: false,
+                    quorum_failover: false,
+                    profile: "fast",
+                    ..TUNED
+                },
+                vec![
+                    fault(Kind::DataHidden, 277_966_358, 5_964, (2, 1), 3_800_981_641),
+                    fault(Kind::CutPg, 167_543_846, 9_592, (0, 0), 3_861_154_852),
+                ],
+            ),
+        ),
+        (
+            "clients read what crash recovery made visible before the start was over",
+            plan(
+                18_246,
+                Shape {
+                    strict: false,
+                    count: 2,
+                    rewind: false,
+                    ..TUNED
+                },
+                vec![
+                    fault(
+                        Kind::GuardianKilled,
+                        4_521_512_054,
+                        2_744,
+                        (0, 1),
+                        3_567_591_820,
+                    ),
+                    fault(Kind::Isolate, 3_517_502_357, 3_068, (0, 0), 473_112_815),
+                ],
+            ),
+        ),
+        (
+            "a new cluster was claimed, and its member never heard of it",
+            Plan {
+                birth: true,
+                ..plan(
+                    45_600,
+                    Shape {
+                        nodes: 2,
+                        sync: "on",
+                        strict: false,
+                        native: false,
+                        quorum_failover: false,
+                        rewind: false,
+                        ..TUNED
+                    },
+                    vec![elsewhere(fault(
+                        Kind::CutEtcd,
+                        83_413_622,
+                        4_709,
+                        (1, 1),
+                        1_130_445_258,
+                    ))],
+                )
+            },
+        ),
+        (
+            "a new cluster was claimed, and its member hangs",
+            Plan {
+                birth: true,
+                ..plan(
+                    56_697,
+                    Shape {
+                        sync: "on",
+                        strict: false,
+                        native: false,
+                        ..TUNED
+                    },
+                    vec![
+                        fault(Kind::EtcdSlow, 793_224_560, 638, (1, 2), 4_162_384_442),
+                        fault(Kind::LoopStall, 1_432_736_699, 7_140, (2, 2), 312_118_908),
+                    ],
+                )
+            },
+        ),
+        (
+            "a member lost its claim, and hears of the other cluster late",
+            Plan {
+                birth: true,
+                ..plan(
+                    58_982,
+                    Shape {
+                        nodes: 2,
+                        sync: "on",
+                        strict: false,
+                        profile: "safe",
+                        start_timeout: 0,
+                        ..TUNED
+                    },
+                    vec![
+                        fault(
+                            Kind::LeaseRevoked,
+                            1_263_353_938,
+                            1_068,
+                            (0, 0),
+                            1_608_114_123,
+                        ),
+                        fault(Kind::CutEtcd, 987_501_373, 1_172, (0, 0), 1_447_436_581),
+                    ],
+                )
+            },
+        ),
+        (
+            "a member that was promoted by hand does not say that it follows when it cannot",
+            plan(
+                36_446,
+                Shape {
+                    nodes: 2,
+                    rewind: false,
+                    wipe: false,
+                    ..TUNED
+                },
+                vec![elsewhere(fault(
+                    Kind::PromotedByHand,
+                    4_116_050_776,
+                    9_932,
+                    (1, 0),
+                    2_282_301_395,
+                ))],
+            ),
+        ),
+        (
+            "a candidate that answers at once is not asked again at once",
+            plan(
+                27_504,
+                Shape {
+                    strict: false,
+                    profile: "safe",
+                    start_timeout: 0,
+                    ..TUNED
+                },
+                vec![
+                    fault(
+                        Kind::SwitchoverTo,
+                        1_615_951_223,
+                        5_232,
+                        (1, 2),
+                        3_308_904_516,
+                    ),
+                    fault(Kind::EtcdSlow, 493_419_412, 8_173, (2, 2), 1_369_064_547),
+                    fault(Kind::CutPg, 3_014_413_649, 10_670, (1, 0), 3_774_509_179),
+                ],
+            ),
+        ),
+        (
+            "a stopped leader does not hurry at the end of its lease",
+            plan(
+                64_841,
+                Shape {
+                    sync: "off",
+                    strict: false,
+                    profile: "safe",
+                    start_timeout: 0,
+                    ..TUNED
+                },
+                vec![
+                    fault(Kind::Isolate, 1_672_761_855, 6_412, (2, 1), 3_834_067_464),
+                    fault(Kind::SwitchoverTo, 379_054_600, 4_627, (1, 1), 141_802_951),
+                    fault(Kind::Isolate, 319_904_825, 1_296, (1, 2), 268_412_796),
+                ],
+            ),
+        ),
+        (
+            "an agent is killed while it makes the cluster, whose server runs on",
+            Plan {
+                birth: true,
+                ..plan(
+                    323_607,
+                    Shape {
+                        sync: "off",
+                        strict: false,
+                        native: false,
+                        quorum_failover: false,
+                        profile: "safe",
+                        failsafe: true,
+                        rewind: false,
+                        ..TUNED
+                    },
+                    vec![fault(
+                        Kind::AgentCrash,
+                        1_157_558_759,
+                        9_667,
+                        (2, 1),
+                        1_279_634_903,
+                    )],
+                )
+            },
+        ),
+        (
+            "a machine loses power when it has made the cluster and not yet presented it",
+            Plan {
+                birth: true,
+                ..plan(
+                    223_811,
+                    Shape {
+                        strict: false,
+                        count: 2,
+                        native: false,
+                        ..TUNED
+                    },
+                    vec![
+                        fault(Kind::PowerLoss, 821_690_926, 350, (2, 1), 3_162_274_891),
+                        fault(Kind::PowerLoss, 2_425_988_521, 8_787, (2, 1), 1_644_767_412),
+                    ],
+                )
+            },
+        ),
+        (
+            "a member loses power between its cluster and its keys, and another is presented",
+            Plan {
+                birth: true,
+                ..plan(
+                    211_224,
+                    Shape {
+                        nodes: 2,
+                        strict: false,
+                        ..TUNED
+                    },
+                    vec![
+                        elsewhere(fault(
+                            Kind::LeaseRevoked,
+                            951_175_627,
+                            2_574,
+                            (0, 1),
+                            385_495_303,
+                        )),
+                        elsewhere(fault(
+                            Kind::PowerLoss,
+                            1_946_714_510,
+                            4_925,
+                            (1, 1),
+                            3_346_029_301,
+                        )),
+                    ],
+                )
+            },
+        ),
+    ]
+}

@@ -1,0 +1,96 @@
+//! What a [`Mutation`] does to the transactions of the simulated agent.
+
+use super::mutation::Mutation;
+use super::world::World;
+use proto::core::observation::Task;
+use proto::dcs::txn::{Compare, Op, Txn};
+use proto::dcs::{Key, LeaseRecord, SyncRecord};
+use proto::ids::{Epoch, Revision};
+
+fn puts(txn: &Txn, key: &Key) -> bool {
+    let written = |op: &Op| matches!(op, Op::Put { .. }) && op.key() == key;
+    txn.then.iter().any(written)
+}
+
+/// Changes the value that is written to a key.
+fn rewrite(txn: &mut Txn, wanted: &Key, change: impl Fn(&str) -> Option<String>) {
+    for op in &mut txn.then {
+        if let Op::Put { key, value, .. } = op
+            && key == wanted
+            && let Some(changed) = change(value)
+        {
+            *value = changed;
+        }
+    }
+}
+
+fn one_vote_less(value: &str) -> Option<String> {
+    let sync = SyncRecord::parse(value, Revision(1)).ok()?;
+    let quorum = sync.quorum.saturating_sub(1);
+    Some(SyncRecord::value(
+        sync.leader.as_ref()?,
+        &sync.standbys,
+        quorum,
+    ))
+}
+
+/// The epoch that a claimant would have had to leave behind.
+fn same_epoch(value: &str) -> Option<String> {
+    let mut record: LeaseRecord = serde_json::from_str(value).ok()?;
+    record.epoch = Epoch(record.epoch.0.saturating_sub(1));
+    Some(record.to_value())
+}
+
+impl World {
+    pub fn has(&self, mutation: Mutation) -> bool {
+        self.mutation == Some(mutation)
+    }
+
+    /// What the loop commits.
+    pub fn mistaken(&self, task: Task, mut txn: Txn) -> Txn {
+        let Some(mutation) = self.mutation else {
+            return txn;
+        };
+        let claims = puts(&txn, &Key::Leader);
+        let native = puts(&txn, &Key::Record);
+        match (mutation, task) {
+            (Mutation::ClaimWithoutCompare, Task::Lock) if claims && native => txn.when.clear(),
+            (Mutation::LeaderWithoutCompare, Task::Lock) if claims && !native => txn.when.clear(),
+            (Mutation::EpochReused, Task::Lock) if claims => {
+                rewrite(&mut txn, &Key::Record, same_epoch);
+            }
+            (Mutation::SyncWithoutCompare, Task::Sync)
+            | (Mutation::PromiseWithoutCompare, Task::Fence)
+            | (Mutation::TimelineWithoutCompare, Task::History)
+            | (Mutation::InitializeWithoutCompare, Task::Initialize) => txn.when.clear(),
+            (Mutation::InitializeWithoutCompare, Task::Lock) if puts(&txn, &Key::Initialize) => {
+                txn.when.clear();
+            }
+            (Mutation::QuorumOneShort, Task::Sync) => rewrite(&mut txn, &Key::Sync, one_vote_less),
+            (Mutation::FenceNotCompared, Task::Lock) => {
+                let promise = |c: &Compare| matches!(c, Compare::Unchanged(Key::Fence(_), _));
+                if txn.when.iter().any(promise) {
+                    txn.when
+                        .retain(|c| !promise(c) && !matches!(c, Compare::Unchanged(Key::Sync, _)));
+                }
+            }
+            _ => {}
+        }
+        txn
+    }
+
+    /// What the keeper commits.
+    pub fn mistaken_renewal(&self, mut txn: Txn) -> Txn {
+        if self.has(Mutation::RenewWithoutCompare) {
+            txn.when.clear();
+        }
+        txn
+    }
+
+    pub fn mistaken_withdrawal(&self, mut txn: Txn) -> Txn {
+        if self.has(Mutation::WithdrawWithoutCompare) {
+            txn.when.clear();
+        }
+        txn
+    }
+}

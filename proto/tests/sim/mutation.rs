@@ -1,0 +1,170 @@
+//! Known mistakes that are put back in on purpose (`safety.md` 8, layer 6). Each is a switch in the
+//! simulated agent or in what it hands to the real core; the core itself has none.
+
+use super::faults::Kind;
+use super::run::{Plan, Shape};
+
+macro_rules! mutations {
+    ($($name:ident = $text:literal,)+) => {
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Mutation { $($name,)+ }
+        impl Mutation {
+            pub const ALL: &'static [Mutation] = &[$(Mutation::$name,)+];
+            pub fn text(self) -> &'static str {
+                match self { $(Mutation::$name => $text,)+ }
+            }
+        }
+    };
+}
+
+mutations! {
+    // Lease and guardian.
+    DeadlineFromReply = "the deadline counts from the answer",
+    WaitHalved = "a candidate waits half of W",
+    GuardianAbsent = "nothing enforces the deadline",
+    NeverArmed = "the guardian is not told the deadline",
+    KeepaliveTrusted = "an answered keepalive earns a deadline",
+    ReleaseBeforeEmpty = "the lock is released before the last process is gone",
+    StaleViewTrusted = "a view counts as confirmed however old it is",
+    // Compares.
+    ClaimWithoutCompare = "a record is taken whatever it says",
+    LeaderWithoutCompare = "/leader is taken whatever it says",
+    RenewWithoutCompare = "a renewal overwrites what others wrote",
+    FenceNotCompared = "the takeover does not compare the promises",
+    SyncWithoutCompare = "/sync is written whatever it says",
+    PromiseWithoutCompare = "a promise is published over whatever came later",
+    WithdrawWithoutCompare = "a promise is withdrawn after it was counted",
+    TimelineWithoutCompare = "the number of a timeline is taken whatever /history says",
+    InitializeWithoutCompare = "a cluster is made although another one was",
+    EpochReused = "a takeover keeps the epoch",
+    // Promises and positions.
+    PromiseForgotten = "a restarted agent has forgotten its promise",
+    StreamNotCut = "a promise does not cut the stream",
+    WithdrawDiskFirst = "the disk forgets a promise before etcd does",
+    QuorumOneShort = "one promise less is asked for",
+    LsnOrderOnly = "positions compare without their timeline",
+    TimelineNumberOnly = "a timeline is known by its number alone",
+    // Synchronous replication.
+    NamesUnproved = "a standby counts before it has proved itself",
+    NamesEmptyAtPromotion = "a promotion leaves the names empty",
+    HoldBackIgnored = "clients are let in while recovered WAL is not on a quorum",
+    // Failsafe mode.
+    FailsafeMajority = "one member's consent is taken for all",
+    FailsafeForgotten = "a member that consented leads all the same",
+    // Data.
+    UnfinishedHidden = "a copy that was left half done passes for data",
+    WipeUnchecked = "data is thrown away without a primary to copy from",
+}
+
+/// Where a mistake can show itself: faults, and what the cluster must be.
+struct Focus {
+    kinds: &'static [Kind],
+    shape: fn(&mut Shape),
+    birth: bool,
+}
+
+const LEASES: &[Kind] = &[
+    Kind::CutEtcd,
+    Kind::EtcdSlow,
+    Kind::EtcdLossy,
+    Kind::Isolate,
+    Kind::LoopStall,
+    Kind::AgentFreeze,
+    Kind::NodeFreeze,
+    Kind::EtcdDown,
+    Kind::AgentCrash,
+];
+const REPLICATION: &[Kind] = &[
+    Kind::Isolate,
+    Kind::PowerLoss,
+    Kind::PgCrash,
+    Kind::CutPg,
+    Kind::FlapPg,
+    Kind::SlowPg,
+    Kind::SlowReload,
+    Kind::AgentCrash,
+    Kind::GuardianKilled,
+    Kind::NodeCount,
+    Kind::SwitchoverTo,
+];
+
+fn any(_: &mut Shape) {}
+
+fn native(shape: &mut Shape) {
+    shape.native = true;
+}
+
+fn compatible(shape: &mut Shape) {
+    shape.native = false;
+    shape.nodes = 3;
+}
+
+/// Quorum commit with fenced failover among three.
+fn fenced(shape: &mut Shape) {
+    (shape.nodes, shape.sync, shape.native) = (3, "quorum", true);
+    (shape.quorum_failover, shape.failsafe) = (true, false);
+}
+
+fn synchronous(shape: &mut Shape) {
+    if shape.sync == "off" {
+        shape.sync = "quorum";
+    }
+    shape.nodes = 3;
+    shape.native = true;
+}
+
+fn failsafe(shape: &mut Shape) {
+    (shape.failsafe, shape.nodes) = (true, 3);
+}
+
+impl Mutation {
+    fn focus(self) -> Focus {
+        let (kinds, shape): (&[Kind], fn(&mut Shape)) = match self {
+            Self::KeepaliveTrusted => (
+                &[Kind::StaleLessor, Kind::CutEtcd, Kind::EtcdLossy],
+                compatible,
+            ),
+            Self::LeaderWithoutCompare => (LEASES, compatible),
+            Self::DeadlineFromReply
+            | Self::WaitHalved
+            | Self::GuardianAbsent
+            | Self::NeverArmed
+            | Self::ClaimWithoutCompare
+            | Self::RenewWithoutCompare
+            | Self::EpochReused => (LEASES, native),
+            Self::FenceNotCompared
+            | Self::PromiseForgotten
+            | Self::StreamNotCut
+            | Self::WithdrawDiskFirst
+            | Self::PromiseWithoutCompare
+            | Self::WithdrawWithoutCompare
+            | Self::QuorumOneShort
+            | Self::LsnOrderOnly => (REPLICATION, fenced),
+            Self::SyncWithoutCompare
+            | Self::NamesUnproved
+            | Self::NamesEmptyAtPromotion
+            | Self::HoldBackIgnored => (REPLICATION, synchronous),
+            Self::FailsafeMajority | Self::FailsafeForgotten => (LEASES, failsafe),
+            _ => (Kind::ALL, any),
+        };
+        let birth = self == Self::InitializeWithoutCompare;
+        Focus {
+            kinds,
+            shape,
+            birth,
+        }
+    }
+
+    /// The plan of a seed with this mistake in it.
+    pub fn plan(self, seed: u64) -> Plan {
+        let focus = self.focus();
+        let mut rng = fastrand::Rng::with_seed(seed ^ 0xbad);
+        let mut shape = Shape::random(&mut rng);
+        (focus.shape)(&mut shape);
+        // Nobody's help is waited for.
+        shape.wipe = true;
+        let mut plan = Plan::among(focus.kinds, shape, focus.birth, seed, &mut rng);
+        plan.mutation = Some(self);
+        plan
+    }
+}
