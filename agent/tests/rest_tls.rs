@@ -378,6 +378,17 @@ async fn a_renewed_certificate_is_used_without_a_reload() {
     assert_eq!(asked_until_answered(&server, &second.0).await, Ok(200));
 }
 
+/// The task that looks at the files has not run yet: nothing has been awaited since the start.
+#[tokio::test]
+async fn a_certificate_that_is_renewed_during_the_start_is_used() {
+    let folder = Folder::new("early");
+    let first = self_signed(&folder, "server", |_| ());
+    let plain = config(|c| tls(c, &first, None, VerifyClient::None));
+    let server = Server::start(plain, RECORDS, leader).await;
+    let second = self_signed(&folder, "server", |_| ());
+    assert_eq!(asked_until_answered(&server, &second.0).await, Ok(200));
+}
+
 #[tokio::test]
 async fn an_encrypted_key_is_read_with_its_password() {
     let available = std::process::Command::new("openssl")

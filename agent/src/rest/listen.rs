@@ -118,7 +118,8 @@ impl Drop for RestHandle {
 /// Binds and starts serving. Returns once the sockets listen.
 pub async fn serve(state: RestState) -> Result<RestHandle, RestError> {
     let config = state.config.borrow().clone();
-    let (tls, current_tls) = watch::channel(load_tls(&config.restapi).await?);
+    let (files, loaded) = load_tls(&config.restapi).await;
+    let (tls, current_tls) = watch::channel(loaded?);
     let listeners = bind(&config.restapi).await?;
     let addresses = listeners
         .iter()
@@ -143,7 +144,7 @@ pub async fn serve(state: RestState) -> Result<RestHandle, RestError> {
         tasks: tasks.clone(),
     };
     tasks.spawn(remember_failsafe(shared, stop.clone()));
-    tasks.spawn(supervise(door, listeners, tls, config));
+    tasks.spawn(supervise(door, listeners, tls, config, files));
     Ok(RestHandle {
         addresses,
         stop,
@@ -217,17 +218,23 @@ fn listen(address: SocketAddr, backlog: u32) -> io::Result<TcpListener> {
     socket.listen(backlog)
 }
 
-async fn load_tls(config: &RestApiConfig) -> Result<Option<Arc<ServerConfig>>, TlsError> {
+/// What TLS is made of, and the versions of the files. Those are looked at before the files are read: what
+/// changes meanwhile counts as a change, and is read again.
+async fn load_tls(config: &RestApiConfig) -> (Vec<Version>, Loaded) {
+    let files = certificate_files(config).await;
     let Some(tls) = config.tls.clone() else {
-        return Ok(None);
+        return (files, Ok(None));
     };
     warn_about(&tls);
     // Reading files and running openssl for an encrypted key may block.
     let loaded = tokio::task::spawn_blocking(move || server_config(&tls)).await;
-    loaded
-        .unwrap_or_else(|_| Err(rustls::Error::General("loading was cancelled".into()).into()))
-        .map(Some)
+    let loaded = loaded
+        .unwrap_or_else(|_| Err(rustls::Error::General("loading was cancelled".into()).into()));
+    (files, loaded.map(Some))
 }
+
+/// `None` without TLS.
+type Loaded = Result<Option<Arc<ServerConfig>>, TlsError>;
 
 fn warn_about(tls: &ServerTls) {
     if tls.ciphers.is_some() {
@@ -268,11 +275,11 @@ async fn supervise(
     listeners: Vec<TcpListener>,
     tls: watch::Sender<Option<Arc<ServerConfig>>>,
     first: Arc<AgentConfig>,
+    mut files: Vec<Version>,
 ) {
     let mut changes = door.shared.state.config.clone();
     let mut current = first.restapi.clone();
     let mut accepting = open(&door, listeners);
-    let mut files = certificate_files(&current).await;
     loop {
         tokio::select! {
             () = door.stop.cancelled() => break,
@@ -282,9 +289,9 @@ async fn supervise(
             }
         }
         let wanted = changes.borrow_and_update().restapi.clone();
-        // Looked at before they are read: what changes meanwhile is read again.
-        files = certificate_files(&wanted).await;
-        match load_tls(&wanted).await {
+        let loaded;
+        (files, loaded) = load_tls(&wanted).await;
+        match loaded {
             Ok(loaded) => drop(tls.send_replace(loaded)),
             Err(err) => tracing::error!("keep the old certificates of the REST API: {err}"),
         }
