@@ -3,7 +3,7 @@
 use super::{name, text};
 use anyhow::{Context, Result, ensure};
 use chaos_tests::steps::{BOOTSTRAP_LIMIT, SETTLE_LIMIT};
-use chaos_tests::{Builder, Cluster, Fault, story, wait};
+use chaos_tests::{Builder, Cluster, Fault, Member, story, wait};
 use serde_json::{Value, json};
 
 const SLOT: &str = "standby_site";
@@ -64,7 +64,8 @@ async fn everywhere(cluster: &Cluster, sql: &str, wanted: &str) -> Result<()> {
     Ok(())
 }
 
-/// One standby leader, which streams from the remote primary; the other streams from it.
+/// One standby leader, which streams from the remote primary; the other streams from it, and has told the
+/// leader so, which takes only such a member for a candidate.
 async fn cascades(cluster: &Cluster, remote: u16) -> Result<usize> {
     let what = "a standby leader and its standby";
     let found = wait::until(what, SETTLE_LIMIT, || look(cluster, remote));
@@ -99,7 +100,20 @@ async fn look(cluster: &Cluster, remote: u16) -> Result<usize, String> {
             ));
         }
     }
+    told(cluster.member(leader).map_err(|error| format!("{error:#}"))?).await?;
     Ok(leader)
+}
+
+/// Every member in the leader's view streams.
+async fn told(leader: &Member) -> Result<(), String> {
+    let view = leader.document("/cluster").await;
+    let view = view.map_err(|error| format!("{error:#}"))?;
+    let members = view.pointer("/members").and_then(Value::as_array);
+    let streams = |member: &Value| member.pointer("/state") == Some(&json!("streaming"));
+    match members {
+        Some(members) if members.iter().all(streams) => Ok(()),
+        _ => Err(format!("not all are known to stream: {view}")),
+    }
 }
 
 async fn roles(cluster: &Cluster, leader: usize) -> Result<()> {
@@ -136,7 +150,8 @@ async fn switchover(cluster: &Cluster, leader: usize, remote: u16) -> Result<usi
         &new,
         "--force",
     ];
-    cluster.ctl_ok(&words).await?;
+    let said = cluster.ctl_ok(&words).await?;
+    ensure!(said.contains("Successfully switched over"), "{said}");
     let after = cascades(cluster, remote).await?;
     ensure!(after != leader, "{new} leads");
     Ok(after)
