@@ -121,9 +121,17 @@ impl Member {
     /// # Errors
     /// When it cannot be executed.
     pub fn start(&self) -> Result<()> {
+        self.start_with(BTreeMap::new())
+    }
+
+    /// As [`Member::start`], with more in its environment.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn start_with(&self, mut env: BTreeMap<String, String>) -> Result<()> {
         let (cwd, log) = (self.dir.as_path(), self.log());
         let args = vec![self.config.clone().into_os_string()];
-        let mut env = BTreeMap::from([("HOME".to_owned(), self.dir.display().to_string())]);
+        env.insert("HOME".to_owned(), self.dir.display().to_string());
         if let Some(libraries) = &self.libraries {
             env.insert(
                 "LD_LIBRARY_PATH".to_owned(),

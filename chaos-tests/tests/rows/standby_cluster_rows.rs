@@ -100,7 +100,12 @@ async fn look(cluster: &Cluster, remote: u16) -> Result<usize, String> {
             ));
         }
     }
-    told(cluster.member(leader).map_err(|error| format!("{error:#}"))?).await?;
+    told(
+        cluster
+            .member(leader)
+            .map_err(|error| format!("{error:#}"))?,
+    )
+    .await?;
     Ok(leader)
 }
 

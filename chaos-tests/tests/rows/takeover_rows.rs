@@ -6,8 +6,13 @@ use chaos_tests::operate::NOTICED;
 use chaos_tests::steps::BOOTSTRAP_LIMIT;
 use chaos_tests::template::{SUPERUSER, SUPERUSER_PASSWORD};
 use chaos_tests::{Builder, Cluster, Member, story, wait};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 #[test]
@@ -19,8 +24,37 @@ fn servers_and_data_directories_of_before_are_taken_over() {
         cluster.start_etcd().await?;
         a_running_primary(&cluster).await?;
         a_copy_that_was_made_by_hand(&cluster).await?;
-        somebody_elses_data(&cluster).await
+        somebody_elses_data(&cluster).await?;
+        systemd_is_told(cluster.member(1)?)
     });
+}
+
+/// `Type=notify-reload`: the standby's agent, started again, says when it serves, reads its configuration
+/// again, and ends.
+fn systemd_is_told(member: &Member) -> Result<()> {
+    member.stop_agent()?;
+    let path = member.dir.join("notify");
+    let socket = UnixDatagram::bind(&path)?;
+    socket.set_read_timeout(Some(NOTICED))?;
+    std::fs::set_permissions(&path, Permissions::from_mode(0o777))?;
+    let path = path.display().to_string();
+    member.start_with(BTreeMap::from([("NOTIFY_SOCKET".to_owned(), path)]))?;
+    told(&socket, "READY=1")?;
+    member.signal_agent(Signal::SIGHUP)?;
+    let reloading = told(&socket, "RELOADING=1")?;
+    ensure!(reloading.contains("MONOTONIC_USEC="), "{reloading}");
+    told(&socket, "READY=1")?;
+    member.stop_agent()?;
+    told(&socket, "STOPPING=1").map(drop)
+}
+
+/// The next message, which begins with this.
+fn told(socket: &UnixDatagram, wanted: &str) -> Result<String> {
+    let mut buffer = [0; 512];
+    let length = socket.recv(&mut buffer).context(wanted.to_owned())?;
+    let message = String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()).into_owned();
+    ensure!(message.starts_with(wanted), "{wanted}, not {message}");
+    Ok(message)
 }
 
 fn words(words: &[&str]) -> Vec<OsString> {
