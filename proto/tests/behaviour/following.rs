@@ -1,0 +1,166 @@
+//! Whom a standby follows; standby clusters.
+
+use super::scene::*;
+
+#[test]
+fn nostream_lets_the_source_go_and_an_unknown_address_does_not() {
+    let (rule, job) = scene("node2", json!({}), json!({"nostream": true})).job();
+    assert_eq!(rule, "change-upstream");
+    assert!(
+        matches!(
+            job,
+            Some(Job::Follow {
+                follow: Upstream::None
+            })
+        ),
+        "{job:?}"
+    );
+    let unknown = scene("node2", json!({}), json!({})).key("members/node1", None);
+    assert_eq!(unknown.job(), ("following".into(), None));
+}
+
+#[test]
+fn a_cascade_whose_source_is_unknown_follows_the_leader() {
+    let to = |tags: Value| match scene("node2", json!({}), tags).job() {
+        (_, Some(Job::Follow { follow })) => follow,
+        (_, job) => {
+            assert_eq!(job, None);
+            follows("node1")
+        }
+    };
+    assert_eq!(to(json!({"replicatefrom": "node3"})), follows("node3"));
+    assert_eq!(to(json!({"replicatefrom": "node9"})), follows("node1"));
+    assert_eq!(to(json!({"replicatefrom": "node2"})), follows("node1"));
+}
+
+#[test]
+fn a_standby_cluster_begins_as_a_copy_of_the_remote_primary() {
+    let mut won = scene("node2", far(), json!({})).down().with(|scene| {
+        scene.o.postgres.data_dir = DataDir::Empty;
+        scene.o.postgres.control = None;
+        scene.m.bootstrapping = true;
+        if let Some(session) = &mut scene.o.dcs.session {
+            session.id = LeaseId(1);
+        }
+        scene.o.outcomes.insert(
+            Task::Initialize,
+            Outcome {
+                at: NOW,
+                result: TaskResult::Txn(TxnOutcome::Committed(Revision(5))),
+            },
+        );
+    });
+    won.keys = vec![("initialize".into(), String::new())];
+    let (rule, job) = won.job();
+    assert_eq!(rule, "clone");
+    let Some(job) = job else { panic!("a copy") };
+    assert!(
+        matches!(&job, Job::Clone { source: Some(from), follow, .. } if *from == remote() && *follow == remote()),
+        "{job:?}"
+    );
+    // When it is there, the keys are written.
+    let made = won.with(|scene| {
+        scene.o.postgres.data_dir = DataDir::Initialised;
+        scene.o.finished = Some(proto::core::job::Finished {
+            id: JobId(1),
+            job,
+            at: NOW,
+            end: JobEnd::Done,
+        });
+    });
+    let (decision, memory) = made.decide();
+    assert_eq!(decision.reason.rule(), "bootstrap-finish");
+    assert!(memory.bootstrapped && !memory.bootstrapping);
+}
+
+#[test]
+fn members_of_a_standby_cluster_start_without_asking_a_primary() {
+    let doubting = |me| {
+        scene(me, far(), json!({}))
+            .down()
+            .with(|scene| scene.m.rewind = RewindState::Check)
+    };
+    let (rule, job) = doubting("node2").job();
+    assert_eq!(rule, "start-standby");
+    assert!(
+        matches!(&job, Some(Job::StartStandby { follow, .. }) if *follow == follows("node1")),
+        "{job:?}"
+    );
+    let (rule, job) = doubting("node1").job();
+    assert_eq!(rule, "start-standby");
+    assert!(
+        matches!(&job, Some(Job::StartStandby { follow, .. }) if *follow == remote()),
+        "{job:?}"
+    );
+}
+
+#[test]
+fn a_standby_cluster_rewinds_from_the_remote_primary() {
+    for me in ["node1", "node2"] {
+        let asks = scene(me, far(), json!({})).doubts();
+        let (decision, _) = asks.decide();
+        let asked = |action: &Action| matches!(action, Action::AskLineage { upstream, .. } if *upstream == remote());
+        assert!(decision.actions.iter().any(asked), "{me}: {decision:?}");
+        let (rule, job) = asks
+            .with(|scene| {
+                scene.m.last_locked = Some(std::sync::Arc::new(proto::core::memory::LastLocked {
+                    leader: Some("node1".into()),
+                    ..Default::default()
+                }));
+            })
+            .diverged_from("remote member")
+            .job();
+        assert_eq!(rule, "rewind", "{me}");
+        assert!(
+            matches!(&job, Some(Job::Rewind { source }) if *source == remote()),
+            "{me}: {job:?}"
+        );
+    }
+}
+
+#[test]
+fn a_primary_whose_cluster_became_a_standby_cluster_stops_and_follows() {
+    let primary = scene("node1", far(), json!({})).with(|scene| {
+        if let Sql::Sample(sample) = &mut scene.o.postgres.sql {
+            sample.in_recovery = false;
+            sample.receiver = None;
+        }
+        scene.o.guardian.armed = Some(Armed {
+            epoch: Epoch(0),
+            deadline: NOW + Duration::from_secs(29),
+        });
+        scene.m.role = Some(PgRole::Primary);
+    });
+    let (_, job) = primary.job();
+    assert!(
+        matches!(
+            job,
+            Some(Job::Stop {
+                why: StopReason::DemoteCluster,
+                ..
+            })
+        ),
+        "{job:?}"
+    );
+}
+
+/// The stop of a standby has no end of WAL to wait for; the request was dropped for the lack of one.
+#[test]
+fn a_standby_leader_hands_over_without_an_end_of_wal() {
+    let stopped = scene("node1", far(), json!({}))
+        .down()
+        .key("failover", Some(r#"{"leader":"node1","member":"node2"}"#))
+        .with(|scene| {
+            scene.m.handover = Some(Handover {
+                request: Revision(5),
+                switchover: true,
+                candidate: Some("node2".into()),
+                since: NOW,
+                stop_ordered: Some(NOW),
+                shutdown: None,
+            });
+        });
+    let (decision, memory) = stopped.decide();
+    assert_eq!(decision.reason.rule(), "releasing");
+    assert!(memory.stepping_down.is_some());
+}

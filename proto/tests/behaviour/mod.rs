@@ -1,0 +1,7 @@
+mod birth;
+mod failsafe;
+mod following;
+mod members;
+mod pause;
+mod scene;
+mod slots;

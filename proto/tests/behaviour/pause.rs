@@ -1,0 +1,231 @@
+//! Pause, and servers that are down.
+
+use super::scene::*;
+
+#[test]
+fn a_standby_that_is_down_in_pause_is_started_only_when_asked() {
+    let down = scene("node2", paused(), json!({})).down();
+    assert_eq!(down.job(), ("paused-down".into(), None));
+    let (rule, job) = down.clone().with(restart_wish).job();
+    assert_eq!(rule, "restart");
+    assert!(
+        matches!(&job, Some(Job::Restart { wish: Some(9), follow, .. }) if *follow == follows("node1")),
+        "{job:?}"
+    );
+    let (rule, job) = down
+        .with(|scene| {
+            scene.o.wishes.reinitialize = Some(ReinitWish {
+                id: 3,
+                from_leader: true,
+            });
+        })
+        .job();
+    assert_eq!(rule, "reinitialize");
+    assert!(
+        matches!(
+            job,
+            Some(Job::Reinitialize {
+                basebackup_only: true,
+                ..
+            })
+        ),
+        "{job:?}"
+    );
+}
+
+#[test]
+fn a_former_primary_is_not_started_as_a_second_one_in_pause() {
+    let former = scene("node2", paused(), json!({}))
+        .down()
+        .with(|scene| scene.o.postgres.signal_file = false)
+        .with(restart_wish);
+    let (decision, memory) = former.decide();
+    let refused = |action: &Action| {
+        matches!(
+            action,
+            Action::Answer {
+                wish: Wish::Restart(9),
+                outcome: WishOutcome::Refused(_)
+            }
+        )
+    };
+    assert!(decision.actions.iter().any(refused), "{decision:?}");
+    assert_eq!(memory.restart_wish_done, Some(9));
+    // Nobody leads: it comes back as what it was, and takes the lock then.
+    let (rule, job) = former.key("leader", None).job();
+    assert_eq!(rule, "restart");
+    assert!(matches!(job, Some(Job::Restart { .. })), "{job:?}");
+}
+
+/// It released the lock at the second of several steps, since the request was gone with its claim; nobody
+/// led until the pause ended.
+#[test]
+fn the_named_candidate_is_promoted_in_pause_step_by_step() {
+    let standby = scene("node1", paused(), json!({})).with(|scene| {
+        if let Sql::Sample(sample) = &mut scene.o.postgres.sql {
+            sample.in_recovery = true;
+        }
+        scene.o.postgres.signal_file = true;
+        scene.m.role = Some(PgRole::Replica);
+    });
+    let free = standby
+        .clone()
+        .key("leader", None)
+        .key("failover", Some(r#"{"leader":"node2","member":"node1"}"#));
+    let (decision, memory) = free.decide();
+    assert_eq!(decision.reason.rule(), "race-candidate");
+    // The claim took the request along. Neither of the steps to a promotion gives the lock back.
+    let mut mine = standby.clone().with(|scene| scene.m = memory);
+    for step in ["prepare-promotion", "promote"] {
+        let (decision, memory) = mine.decide();
+        assert_eq!(decision.reason.rule(), step);
+        let claimed = decision.actions.iter().find_map(|action| match action {
+            Action::Write {
+                task: Task::History,
+                txn,
+            } => txn.then.first().cloned(),
+            _ => None,
+        });
+        if let Some(Op::Put { value, .. }) = claimed {
+            mine = mine.key("history", Some(&value));
+        }
+        mine = mine.with(|scene| {
+            scene.m = memory;
+            scene.o.postgres.conf.as_primary = true;
+        });
+    }
+    // Without a request that names it, a standby with the lock gives it back.
+    assert_eq!(standby.decide().0.reason.rule(), "release-pause");
+}
+
+/// The lock was given up before the candidate was known to have everything.
+/// node1 has stopped for a switchover, its WAL ends at 150, and node2 has answered that it is here.
+fn stopped_to_hand_over(dynamic: Value, position: u64) -> Scene {
+    scene("node1", dynamic, json!({}))
+        .down()
+        .key("failover", Some(r#"{"leader":"node1","member":"node2"}"#))
+        .with(|scene| {
+            let stop = Job::Stop {
+                mode: proto::core::job::StopMode::Fast,
+                checkpoint_first: true,
+                timeout: None,
+                why: StopReason::Switchover,
+            };
+            scene.o.finished = Some(proto::core::job::Finished {
+                id: JobId(1),
+                job: stop,
+                at: NOW,
+                end: JobEnd::Stopped {
+                    shutdown: Some((Timeline(1), Lsn(150))),
+                },
+            });
+            scene.o.peers.insert(
+                "node2".into(),
+                PeerAnswer {
+                    asked_at: NOW,
+                    status: Some(PeerStatus {
+                        position: Lsn(position),
+                        ..PeerStatus::default()
+                    }),
+                },
+            );
+            scene.m.handover = Some(Handover {
+                request: Revision(5),
+                switchover: true,
+                candidate: Some("node2".into()),
+                since: NOW,
+                stop_ordered: Some(NOW),
+                shutdown: None,
+            });
+        })
+}
+
+#[test]
+fn a_switchover_in_pause_waits_for_the_end_of_wal() {
+    let rule = |position| stopped_to_hand_over(paused(), position).job().0;
+    assert_eq!(rule(149), "handover-wait");
+    assert_eq!(rule(150), "releasing");
+}
+
+/// L10: a candidate that answers at once was asked again at once, and the end of the time to renew was
+/// awaited a millisecond at a time when it had passed.
+#[test]
+fn the_end_of_wal_is_awaited_at_a_walking_pace() {
+    let after = |ms: u64| {
+        let waiting = stopped_to_hand_over(json!({}), 149)
+            .with(|scene| scene.o.now = NOW + Duration::from_millis(ms));
+        let (decision, _) = waiting.decide();
+        assert_eq!(decision.reason.rule(), "handover-wait", "{ms} ms");
+        let asks = decision
+            .actions
+            .iter()
+            .any(|action| matches!(action, Action::AskPeers { .. }));
+        (asks, decision.wake_at.since(waiting.o.now).as_millis())
+    };
+    assert_eq!(after(2), (false, 18));
+    assert_eq!(after(20), (true, 20));
+}
+
+#[test]
+fn a_server_that_is_down_does_not_hurry_at_the_end_of_its_lease() {
+    // A fifth of the lease is left, in which it is not renewed any more.
+    let spent = stopped_to_hand_over(json!({}), 149).with(|scene| {
+        let session = scene.o.dcs.session.as_mut().expect("a session");
+        session.sent_at = NOW - session.ttl.mul_f32(0.9);
+    });
+    let (decision, _) = spent.decide();
+    assert_eq!(decision.reason.rule(), "handover-wait");
+    assert_eq!(decision.wake_at.since(NOW).as_millis(), 20);
+}
+
+#[test]
+fn in_pause_a_diverged_standby_is_rewound_but_nothing_is_thrown_away() {
+    let diverged = scene("node2", paused(), json!({}))
+        .doubts()
+        .diverged_from("node1")
+        .with(|scene| {
+            scene.m.last_locked = Some(std::sync::Arc::new(proto::core::memory::LastLocked {
+                leader: Some("node1".into()),
+                ..Default::default()
+            }));
+        });
+    let (rule, job) = diverged.job();
+    assert_eq!(rule, "rewind");
+    assert!(matches!(job, Some(Job::Rewind { .. })), "{job:?}");
+    let wiping = diverged.with(|scene| {
+        scene.s.use_pg_rewind = false;
+        scene.s.wipe_on_divergence = true;
+    });
+    assert_eq!(wiping.job(), ("diverged".into(), None));
+    let running = wiping.with(|scene| scene.s.cluster.pause = false);
+    let (rule, job) = running.job();
+    assert_eq!(rule, "copy-anew");
+    assert!(matches!(job, Some(Job::Reinitialize { .. })), "{job:?}");
+}
+
+/// S18: it said that all was well, and would never stream again.
+#[test]
+fn a_diverged_standby_says_so_where_nothing_may_be_done_about_it() {
+    let stuck = scene("node2", json!({}), json!({})).doubts().with(|scene| {
+        scene.s.use_pg_rewind = false;
+        scene.m.last_locked = Some(std::sync::Arc::new(proto::core::memory::LastLocked {
+            leader: Some("node1".into()),
+            ..Default::default()
+        }));
+    });
+    let (decision, _) = stuck.decide();
+    assert_eq!(decision.reason.rule(), "following");
+    assert!(
+        decision
+            .actions
+            .iter()
+            .any(|action| matches!(action, Action::AskLineage { .. })),
+        "{:?}",
+        decision.actions
+    );
+    let diverged = stuck.diverged_from("node1");
+    assert_eq!(diverged.job(), ("diverged".into(), None));
+    let (_, m) = diverged.decide();
+    let streams = scene("node2", json!({}), json!({})).with(|scene| scene.m = m);
+    assert_eq!(streams.job(), ("following".into(), None));
+}
