@@ -344,20 +344,23 @@ fn adopts_a_postmaster_that_others_started() {
 /// that server. When Patroni restarts it, the new server is somebody else's, and none of the orphans.
 #[test]
 fn the_next_server_of_another_agent_is_let_alone_after_ours_has_gone() {
-    as_postgres("the_next_server_of_another_agent", || {
-        let cluster = Cluster::new("handed-over", 27031);
-        let agent = cluster.agent();
-        let first = cluster.start(&agent);
-        drop(agent);
-        cluster.stop_by_hand("fast");
-        cluster.wait_reaped(first);
-        let second = cluster.start_by_hand();
-        // Twice as long as the guardian waits for the log writer of the first before it ends it.
-        std::thread::sleep(Duration::from_millis(500));
-        assert_eq!(cluster.pid_in_file(), second);
-        assert!(cluster.alive() > 0, "the second server runs");
-        cluster.stop_by_hand("fast");
-    });
+    as_postgres(
+        "the_next_server_of_another_agent_is_let_alone_after_ours_has_gone",
+        || {
+            let cluster = Cluster::new("handed-over", 27031);
+            let agent = cluster.agent();
+            let first = cluster.start(&agent);
+            drop(agent);
+            cluster.stop_by_hand("fast");
+            cluster.wait_reaped(first);
+            let second = cluster.start_by_hand();
+            // Twice as long as the guardian waits for the log writer of the first before it ends it.
+            std::thread::sleep(Duration::from_millis(500));
+            assert_eq!(cluster.pid_in_file(), second);
+            assert!(cluster.alive() > 0, "the second server runs");
+            cluster.stop_by_hand("fast");
+        },
+    );
 }
 
 #[test]
@@ -398,14 +401,54 @@ fn a_program_that_cannot_be_executed_is_an_exit() {
         agent.client.leave().expect("leave");
         let guardian = agent.hello.pid;
         drop(agent);
-        let begin = std::time::Instant::now();
-        while garden_agent::guardian::proc::Process::read(guardian).is_some_and(|p| p.is_alive()) {
-            assert!(
-                begin.elapsed() < guardian::LIMIT,
-                "the guardian did not end"
-            );
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        ends(guardian);
+    });
+}
+
+/// It ends long before an idle one, which waits 15 s for another agent.
+fn ends(guardian: i32) {
+    let begin = std::time::Instant::now();
+    while garden_agent::guardian::proc::Process::read(guardian).is_some_and(|p| p.is_alive()) {
+        assert!(begin.elapsed() < Duration::from_secs(8), "it did not end");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The leader is shut down and hands its member to Patroni at once: what runs there at the deadline of the
+/// lease that was given up is not ours.
+#[test]
+fn a_guardian_whose_agent_has_left_does_not_wait_for_the_deadline() {
+    as_postgres(
+        "a_guardian_whose_agent_has_left_does_not_wait_for_the_deadline",
+        || {
+            let cluster = Cluster::new("left-armed", 27032);
+            let mut agent = cluster.agent();
+            cluster.start(&agent);
+            agent.arm(1, Duration::from_mins(1));
+            cluster.stop_by_hand("fast");
+            agent.wait_for(|event| *event == GuardianEvent::Empty);
+            agent.client.leave().expect("leave");
+            let guardian = agent.hello.pid;
+            drop(agent);
+            ends(guardian);
+        },
+    );
+}
+
+/// On a busy machine the guardian reads only after the agent has ended, and its answers reach nobody.
+#[test]
+fn what_an_agent_asked_before_it_ended_is_carried_out() {
+    as_postgres("what_an_agent_asked_before_it_ended_is_carried_out", || {
+        let cluster = Cluster::new("late", 27033);
+        let agent = cluster.agent();
+        let guardian = agent.hello.pid;
+        kill(guardian, Signal::SIGSTOP);
+        agent.client.disarm(proto::ids::Epoch(0)).expect("disarm");
+        agent.client.leave().expect("leave");
+        drop(agent);
+        std::thread::sleep(Duration::from_secs(1));
+        kill(guardian, Signal::SIGCONT);
+        ends(guardian);
     });
 }
 

@@ -248,3 +248,84 @@ fn nothing_is_left_to_do_in_comments() {
     }
     assert!(found.is_empty(), "unfinished:\n{}", found.join("\n"));
 }
+
+/// The text of the next string literal.
+fn literal(text: &str) -> Option<&str> {
+    let (_, rest) = text.split_once('"')?;
+    rest.split_once('"').map(|(name, _)| name)
+}
+
+/// Root's tests run themselves again as another user, by name. With a wrong one nothing would run, and pass.
+#[test]
+fn a_test_that_runs_itself_again_knows_its_name() {
+    let (mut wrong, mut seen) = (Vec::new(), 0);
+    for path in files(&["rs"]) {
+        let text = read(&path);
+        let mut test = "";
+        for (at, line) in text
+            .match_indices('\n')
+            .map(|(at, _)| (at, &text[at + 1..]))
+        {
+            let line = line.lines().next().unwrap_or_default();
+            if let Some(name) = line.strip_prefix("fn ") {
+                test = name.split('(').next().unwrap_or_default();
+            }
+            let again = ["as_postgres(", "as_postgres_on_a_mount("];
+            if !again.iter().any(|call| {
+                line.trim_start()
+                    .trim_start_matches("if done_")
+                    .starts_with(call)
+            }) {
+                continue;
+            }
+            let named = text[at + 1..].split_once('(').and_then(|(_, rest)| {
+                let first = rest.trim_start();
+                first.starts_with('"').then(|| literal(first)).flatten()
+            });
+            if let Some(name) = named {
+                seen += 1;
+                if name != test {
+                    wrong.push(format!("{}: {test} calls itself {name}", shown(&path)));
+                }
+            }
+        }
+    }
+    assert!(
+        seen > 30,
+        "only {seen} were found: is the rule out of date?"
+    );
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// The documents name tests as `file.rs::function`; a promise whose test is gone is none.
+#[test]
+fn tests_that_documents_name_exist() {
+    let mut sources: Vec<(String, String)> = Vec::new();
+    for path in files(&["rs"]) {
+        sources.push((shown(&path), read(&path)));
+    }
+    let exists = |file: &str, name: &str| {
+        let end = format!("/{file}");
+        let function = format!("fn {name}(");
+        let mut all = sources.iter().filter(|(path, _)| path.ends_with(&end));
+        all.any(|(_, text)| text.contains(&function))
+    };
+    let (mut missing, mut seen) = (BTreeSet::new(), 0);
+    for path in files(&["md"]) {
+        let text = read(&path);
+        for quoted in text.split('`').skip(1).step_by(2) {
+            let Some((file, name)) = quoted.split_once(".rs::") else {
+                continue;
+            };
+            seen += 1;
+            if !exists(&format!("{file}.rs"), name) {
+                missing.insert(format!("{}: {quoted}", shown(&path)));
+            }
+        }
+    }
+    assert!(
+        seen > 100,
+        "only {seen} were found: is the rule out of date?"
+    );
+    assert!(missing.is_empty(), "{missing:#?}");
+}

@@ -190,10 +190,13 @@ impl Guardian {
         });
     }
 
-    /// Whether there is nothing to guard, and has not been for a while.
+    /// Whether there is nothing to guard, and has not been for a while. The deadline of an agent that has
+    /// left ends with the last process: the next server in this data directory is somebody else's, and is
+    /// not to be ended for a lease that nobody holds any more.
     fn is_done(&mut self, now: MonoTime) -> bool {
+        let armed = self.clock.armed().is_some() && !self.may_leave;
         let busy = self.postmaster.is_some()
-            || self.clock.armed().is_some()
+            || armed
             || self.clock.is_fencing()
             || self.sweep.is_some()
             || self.agents.is_connected();

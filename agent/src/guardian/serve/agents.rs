@@ -175,30 +175,30 @@ impl Agents {
     pub fn admit(&mut self, mut agent: Agent, id: u32, greeting: Hello, now: MonoTime) -> bool {
         if let Some(old) = self.current.take() {
             if now.since(old.heard) < SILENT {
-                write(
-                    &agent.fd,
-                    &mut self.out,
-                    id,
-                    &Message::Busy { pid: old.pid },
-                );
+                let busy = Message::Busy { pid: old.pid };
+                let _ = write(&agent.fd, &mut self.out, id, &busy);
                 self.current = Some(old);
                 return false;
             }
-            write(&old.fd, &mut self.out, 0, &Message::Replaced);
+            let _ = write(&old.fd, &mut self.out, 0, &Message::Replaced);
         }
         agent.heard = now;
-        let heard = write(&agent.fd, &mut self.out, id, &Message::Hello(greeting));
+        let heard = write(&agent.fd, &mut self.out, id, &Message::Hello(greeting)).is_ok();
         self.current = heard.then_some(agent);
         heard
     }
 
     /// Answers a request.
     pub fn answer(&mut self, id: u32, message: &Message) {
-        if let Some(agent) = &self.current
-            && !write(&agent.fd, &mut self.out, id, message)
-        {
+        let Some(agent) = &self.current else {
+            return;
+        };
+        match write(&agent.fd, &mut self.out, id, message) {
+            // One that has ended may have asked for more before it did, above all to be let go. That is
+            // read first, and then the end.
+            Ok(()) | Err(nix::Error::EPIPE | nix::Error::ECONNRESET) => {}
             // It is stopped or stuck. It comes back, and the greeting then tells it everything.
-            self.current = None;
+            Err(_) => self.current = None,
         }
     }
 
@@ -225,14 +225,16 @@ fn read(fd: &OwnedFd, buffer: &mut [u8]) -> Read {
                 _ => continue,
             },
             Err(nix::Error::EAGAIN) => Read::Nothing,
-            Err(nix::Error::EINTR) => continue,
+            // Told once, when it ended without having read everything; what it sent comes after that.
+            Err(nix::Error::EINTR | nix::Error::ECONNRESET) => continue,
             Err(_) => Read::End,
         };
     }
 }
 
-/// Whether the message was handed over.
-fn write(fd: &OwnedFd, out: &mut Vec<u8>, id: u32, message: &Message) -> bool {
+/// Hands a message over, or says why not; EAGAIN is an agent that does not read.
+fn write(fd: &OwnedFd, out: &mut Vec<u8>, id: u32, message: &Message) -> nix::Result<()> {
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-    message.encode(id, out).is_ok() && send(fd.as_raw_fd(), out, flags).is_ok()
+    message.encode(id, out).map_err(|_| nix::Error::EMSGSIZE)?;
+    send(fd.as_raw_fd(), out, flags).map(drop)
 }
