@@ -68,7 +68,6 @@ async fn states(pair: &Pair, table: &mut Table) -> Result<()> {
     running(pair, table).await?;
     synchronous(pair, table).await?;
     pending(pair, table).await?;
-    lagging(pair, table).await?;
     starting(pair, table).await?;
     paused(pair, table).await?;
     standby_cluster(pair, table).await?;
@@ -171,7 +170,7 @@ async fn pending(pair: &Pair, table: &mut Table) -> Result<()> {
         .await
 }
 
-/// Replay is paused while megabytes are written.
+/// Replay is paused while megabytes are written; outside of a pause of the cluster both would resume it.
 async fn lagging(pair: &Pair, table: &mut Table) -> Result<()> {
     pair.each(|cluster| sql(cluster, REPLICA, "SELECT pg_wal_replay_pause()"))
         .await?;
@@ -188,7 +187,13 @@ async fn lagging(pair: &Pair, table: &mut Table) -> Result<()> {
     pair.tools("replay is paused", &["list"], table).await?;
     pair.each(|cluster| sql(cluster, REPLICA, "SELECT pg_wal_replay_resume()"))
         .await?;
-    Ok(())
+    pair.until((LEADER, "/cluster"), "no lag", |found| {
+        found
+            .pointer("/members/1/replay_lag")
+            .and_then(Value::as_u64)
+            .is_some_and(|lag| lag < 1 << 20)
+    })
+    .await
 }
 
 /// A replica's server does not accept connections yet.
@@ -226,6 +231,7 @@ async fn paused(pair: &Pair, table: &mut Table) -> Result<()> {
     pair.compare("paused, requests", &[LEADER], &refused_in_pause(), table)
         .await;
     pair.tools("paused", TABLES, table).await?;
+    lagging(pair, table).await?;
     pair.each(|cluster| stop(cluster, TAGGED)).await?;
     pair.until((TAGGED, "/patroni"), "not running", down)
         .await?;
