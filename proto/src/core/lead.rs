@@ -146,13 +146,14 @@ pub(super) fn decide(cx: &mut Cx, tenure: Tenure) -> Reason {
 }
 
 fn leading(cx: &mut Cx, tenure: Tenure) -> Reason {
+    let blind = !cx.o.dcs.confirmed || renewal_fails(cx, &tenure);
+    if blind && let Some(reason) = failsafe(cx, &tenure) {
+        return reason;
+    }
     if cx.o.dcs.confirmed {
         return Reason::Leading {
             me: cx.s.me.clone(),
         };
-    }
-    if let Some(reason) = failsafe(cx, &tenure) {
-        return reason;
     }
     Reason::LeadingBlind {
         left: cx.o.now.until(tenure.deadline),
@@ -196,6 +197,19 @@ fn paused(cx: &mut Cx) -> Reason {
     Reason::PausedLeading {
         me: cx.s.me.clone(),
     }
+}
+
+/// A short record lease runs out before the view counts as old: whoever may go on without etcd asks when half
+/// of it has passed.
+fn renewal_fails(cx: &mut Cx, tenure: &Tenure) -> bool {
+    if !cx.s.cluster.failsafe_mode || !leave::native(cx) {
+        return false;
+    }
+    let half = tenure.sent_at + Duration::from_millis(cx.s.cluster.native.lease_ms) / 2;
+    if cx.o.now < half {
+        cx.wake(half);
+    }
+    cx.o.now >= half
 }
 
 // --- becoming the primary -------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 use super::clock::{MS, SEC, T, nanos};
 use super::mutation::Mutation;
 use super::network::{CLIENT, Plane};
+use super::postgres::Branch;
 use super::story::Tag;
 use super::world::World;
 use proto::core::decision::LeaseGoal;
@@ -143,6 +144,22 @@ impl World {
 
     pub fn no_longer_writable(&mut self, n: usize) {
         self.nodes[n].pg.writable_since = None;
+    }
+
+    /// S4: no two promotions make a timeline of one number. Whoever promotes by hand asks nobody.
+    pub fn number_is_new(&mut self, n: usize) {
+        let ours = self.nodes[n].disk.branch;
+        let number = self.branches[ours].tli;
+        let made = |b: &Branch| b.parent.is_some_and(|(p, _)| self.branches[p].tli != b.tli);
+        let taken = self.branches[..ours]
+            .iter()
+            .any(|b| b.tli == number && made(b));
+        if taken && self.checks.by_hand.is_empty() {
+            self.fail(format!(
+                "S4: {} makes timeline {number} a second time",
+                self.names[n]
+            ));
+        }
     }
 
     /// S3: whoever becomes the primary has all that was acknowledged strictly.
@@ -369,6 +386,14 @@ impl World {
                 && !(0..self.nodes.len()).any(|m| m != n && self.node_holds(m, place))
         });
         let good = self.nodes[source].disk.dir == DataDir::Initialised;
+        let kind = &self.nodes[source].pg;
+        if kind.run != super::postgres::Run::Running || kind.in_recovery {
+            let names = (&self.names[n], &self.names[source]);
+            return self.fail(format!(
+                "S7: {} throws its data away for a copy of {}, which is no primary",
+                names.0, names.1
+            ));
+        }
         // What a promotion by hand has left behind is lost by hand.
         let lost = lost.filter(|_| !self.checks.by_hand.contains_key(&source));
         if lost.is_some() || !good {
@@ -498,6 +523,11 @@ impl World {
             return Err(format!("commits hang on n{leader}"));
         }
         Ok(leader)
+    }
+
+    /// No primary is there, or not the one that was.
+    pub fn leader_lost(&self) -> bool {
+        self.promotions > 0 || self.primary().is_none()
     }
 
     pub fn answers(&self, n: usize) -> bool {

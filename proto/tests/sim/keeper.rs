@@ -554,11 +554,8 @@ impl World {
                 let Some(renewal) = self.agent(n).keeper.renewal.as_mut() else {
                     return self.record_done(n, 0);
                 };
-                let mut held = renewal.committed(written, revision);
-                if self.has(Mutation::DeadlineFromReply) {
-                    held.sent_at = self.local(n);
-                }
-                self.record_done(n, 0);
+                let held = renewal.committed(written, revision);
+                let held = self.heard(n, held, terms);
                 self.record_earned(n, terms.epoch, held);
                 self.fold_own(n, txn, session, revision);
             }
@@ -572,6 +569,19 @@ impl World {
                 self.nudge_keeper(n);
             }
             TxnOutcome::Unknown(_) => self.record_done(n, RETRY_PAUSE),
+        }
+    }
+
+    /// A renewal has succeeded: from when it counts, and the next one.
+    fn heard(&mut self, n: usize, held: HeldRecord, terms: &Terms) -> HeldRecord {
+        if !self.has(Mutation::DeadlineFromReply) {
+            self.record_done(n, 0);
+            return held;
+        }
+        self.record_done(n, nanos(terms.every));
+        HeldRecord {
+            sent_at: self.local(n),
+            ..held
         }
     }
 
@@ -592,7 +602,7 @@ impl World {
         match renewal.resolve(found) {
             Resolved::Renewed(held) => {
                 self.cover("renewal-found-in-record");
-                self.record_done(n, 0);
+                let held = self.heard(n, held, terms);
                 self.record_earned(n, terms.epoch, held);
             }
             Resolved::Again => {

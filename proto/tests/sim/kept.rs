@@ -98,6 +98,24 @@ pub fn plans() -> Vec<(&'static str, Plan)> {
             ),
         ),
         (
+            "failsafe mode asks before a short lease has run out",
+            plan(
+                10_714,
+                Shape {
+                    quorum_failover: false,
+                    failsafe: true,
+                    ..TUNED
+                },
+                vec![fault(
+                    Kind::EtcdDown,
+                    374_721_708,
+                    3_268,
+                    (1, 2),
+                    2_085_126_986,
+                )],
+            ),
+        ),
+        (
             "agents restarted under failsafe mode wait as long as a promise may last",
             plan(
                 13_543,

@@ -2,10 +2,12 @@
 
 use super::mutation::Mutation;
 use super::world::World;
-use proto::core::observation::Task;
+use proto::core::job::Job;
+use proto::core::observation::{Observation, Sql, Task};
 use proto::dcs::txn::{Compare, Op, Txn};
-use proto::dcs::{Key, LeaseRecord, SyncRecord};
-use proto::ids::{Epoch, Revision};
+use proto::dcs::{Key, LeaseRecord};
+use proto::ids::Epoch;
+use proto::wal::Timeline;
 
 fn puts(txn: &Txn, key: &Key) -> bool {
     let written = |op: &Op| matches!(op, Op::Put { .. }) && op.key() == key;
@@ -24,14 +26,19 @@ fn rewrite(txn: &mut Txn, wanted: &Key, change: impl Fn(&str) -> Option<String>)
     }
 }
 
-fn one_vote_less(value: &str) -> Option<String> {
-    let sync = SyncRecord::parse(value, Revision(1)).ok()?;
-    let quorum = sync.quorum.saturating_sub(1);
-    Some(SyncRecord::value(
-        sync.leader.as_ref()?,
-        &sync.standbys,
-        quorum,
-    ))
+/// What a standby goes by that needs one vote less than `/sync` asks for.
+pub fn one_vote_less(o: &Observation) -> Observation {
+    let mut seen = o.clone();
+    let standby = matches!(&o.postgres.sql, Sql::Sample(sample) if sample.in_recovery);
+    if let Some(view) = seen
+        .dcs
+        .view
+        .as_mut()
+        .filter(|_| standby && o.dcs.held.is_none())
+    {
+        view.sync.quorum = view.sync.quorum.saturating_sub(1);
+    }
+    seen
 }
 
 /// The epoch that a claimant would have had to leave behind.
@@ -66,7 +73,6 @@ impl World {
             (Mutation::InitializeWithoutCompare, Task::Lock) if puts(&txn, &Key::Initialize) => {
                 txn.when.clear();
             }
-            (Mutation::QuorumOneShort, Task::Sync) => rewrite(&mut txn, &Key::Sync, one_vote_less),
             (Mutation::FenceNotCompared, Task::Lock) => {
                 let promise = |c: &Compare| matches!(c, Compare::Unchanged(Key::Fence(_), _));
                 if txn.when.iter().any(promise) {
@@ -77,6 +83,19 @@ impl World {
             _ => {}
         }
         txn
+    }
+
+    /// What a promotion is told.
+    pub fn mistaken_promotion(&mut self, n: usize, mut job: Job) -> Job {
+        if let Job::Promote { above, .. } = &mut job {
+            if self.has(Mutation::NamesEmptyAtPromotion) {
+                self.load_names(n, "");
+            }
+            if self.has(Mutation::TimelineWithoutCompare) {
+                *above = Timeline::FIRST;
+            }
+        }
+        job
     }
 
     /// What the keeper commits.

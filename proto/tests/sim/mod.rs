@@ -19,6 +19,7 @@
     reason = "a simulator fails loudly; its parts are explained at their modules"
 )]
 
+pub mod aimed;
 pub mod checks;
 pub mod clock;
 pub mod coverage;

@@ -1,8 +1,9 @@
 //! Known mistakes that are put back in on purpose (`safety.md` 8, layer 6). Each is a switch in the
 //! simulated agent or in what it hands to the real core; the core itself has none.
 
+use super::aimed;
 use super::faults::Kind;
-use super::run::{Plan, Shape};
+use super::run::{Nursery, Plan, Shape};
 
 macro_rules! mutations {
     ($($name:ident = $text:literal,)+) => {
@@ -42,7 +43,7 @@ mutations! {
     StreamNotCut = "a promise does not cut the stream",
     WithdrawDiskFirst = "the disk forgets a promise before etcd does",
     QuorumOneShort = "one promise less is asked for",
-    LsnOrderOnly = "positions compare without their timeline",
+    LsnOrderOnly = "positions compare without their timeline, whoever is listed votes",
     TimelineNumberOnly = "a timeline is known by its number alone",
     // Synchronous replication.
     NamesUnproved = "a standby counts before it has proved itself",
@@ -56,13 +57,7 @@ mutations! {
     WipeUnchecked = "data is thrown away without a primary to copy from",
 }
 
-/// Where a mistake can show itself: faults, and what the cluster must be.
-struct Focus {
-    kinds: &'static [Kind],
-    shape: fn(&mut Shape),
-    birth: bool,
-}
-
+/// What shows a lease, whatever else happens.
 const LEASES: &[Kind] = &[
     Kind::CutEtcd,
     Kind::EtcdSlow,
@@ -74,96 +69,25 @@ const LEASES: &[Kind] = &[
     Kind::EtcdDown,
     Kind::AgentCrash,
 ];
-const REPLICATION: &[Kind] = &[
-    Kind::Isolate,
-    Kind::PowerLoss,
-    Kind::PgCrash,
-    Kind::CutPg,
-    Kind::FlapPg,
-    Kind::SlowPg,
-    Kind::SlowReload,
-    Kind::AgentCrash,
-    Kind::GuardianKilled,
-    Kind::NodeCount,
-    Kind::SwitchoverTo,
-];
-
-fn any(_: &mut Shape) {}
-
-fn native(shape: &mut Shape) {
-    shape.native = true;
-}
-
-fn compatible(shape: &mut Shape) {
-    shape.native = false;
-    shape.nodes = 3;
-}
-
-/// Quorum commit with fenced failover among three.
-fn fenced(shape: &mut Shape) {
-    (shape.nodes, shape.sync, shape.native) = (3, "quorum", true);
-    (shape.quorum_failover, shape.failsafe) = (true, false);
-}
-
-fn synchronous(shape: &mut Shape) {
-    if shape.sync == "off" {
-        shape.sync = "quorum";
-    }
-    shape.nodes = 3;
-    shape.native = true;
-}
-
-fn failsafe(shape: &mut Shape) {
-    (shape.failsafe, shape.nodes) = (true, 3);
-}
 
 impl Mutation {
-    fn focus(self) -> Focus {
-        let (kinds, shape): (&[Kind], fn(&mut Shape)) = match self {
-            Self::KeepaliveTrusted => (
-                &[Kind::StaleLessor, Kind::CutEtcd, Kind::EtcdLossy],
-                compatible,
-            ),
-            Self::LeaderWithoutCompare => (LEASES, compatible),
-            Self::DeadlineFromReply
-            | Self::WaitHalved
-            | Self::GuardianAbsent
-            | Self::NeverArmed
-            | Self::ClaimWithoutCompare
-            | Self::RenewWithoutCompare
-            | Self::EpochReused => (LEASES, native),
-            Self::FenceNotCompared
-            | Self::PromiseForgotten
-            | Self::StreamNotCut
-            | Self::WithdrawDiskFirst
-            | Self::PromiseWithoutCompare
-            | Self::WithdrawWithoutCompare
-            | Self::QuorumOneShort
-            | Self::LsnOrderOnly => (REPLICATION, fenced),
-            Self::SyncWithoutCompare
-            | Self::NamesUnproved
-            | Self::NamesEmptyAtPromotion
-            | Self::HoldBackIgnored => (REPLICATION, synchronous),
-            Self::FailsafeMajority | Self::FailsafeForgotten => (LEASES, failsafe),
-            _ => (Kind::ALL, any),
-        };
-        let birth = self == Self::InitializeWithoutCompare;
-        Focus {
-            kinds,
-            shape,
-            birth,
+    /// The plan of a seed with this mistake in it: one that is aimed at it, or one that chance makes of faults
+    /// that concern it.
+    pub fn plan(self, seed: u64, nursery: &mut Nursery) -> Plan {
+        if let Some(plan) = aimed::plan(self, seed, nursery) {
+            return plan;
         }
-    }
-
-    /// The plan of a seed with this mistake in it.
-    pub fn plan(self, seed: u64) -> Plan {
-        let focus = self.focus();
         let mut rng = fastrand::Rng::with_seed(seed ^ 0xbad);
         let mut shape = Shape::random(&mut rng);
-        (focus.shape)(&mut shape);
         // Nobody's help is waited for.
         shape.wipe = true;
-        let mut plan = Plan::among(focus.kinds, shape, focus.birth, seed, &mut rng);
+        let kinds = if self == Self::ReleaseBeforeEmpty {
+            Kind::ALL
+        } else {
+            shape.native = true;
+            LEASES
+        };
+        let mut plan = Plan::among(kinds, shape, false, seed, &mut rng);
         plan.mutation = Some(self);
         plan
     }

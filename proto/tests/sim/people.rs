@@ -67,7 +67,8 @@ impl World {
             let node = &self.nodes[n];
             let streams = node.pg.conn.is_some() || node.pg.writable();
             // A promotion by hand that lost power before its first record leaves a history that no position shows.
-            let by_hand = later && self.checks.by_hand.contains_key(&n);
+            let by_hand =
+                later && self.checks.by_hand.contains_key(&n) && !self.differs_in_number(n);
             let asks = (!self.wipe || by_hand)
                 && !streams
                 && node.agent.as_ref().is_some_and(|a| {
@@ -81,6 +82,17 @@ impl World {
                 self.ask_reinitialize(n, true);
             }
         }
+    }
+
+    /// It has the number of the primary's timeline with another history: that its own agent can tell.
+    fn differs_in_number(&self, n: usize) -> bool {
+        let Some(primary) = self.primary() else {
+            return false;
+        };
+        let branch = |n: usize| self.nodes[n].disk.branch;
+        let (ours, theirs) = (branch(n), branch(primary));
+        let number = |b: usize| self.branches[b].tli;
+        number(ours) == number(theirs) && self.history(ours) != self.history(theirs)
     }
 
     fn empty_a_stranger(&mut self, n: usize) {

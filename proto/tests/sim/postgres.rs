@@ -356,6 +356,7 @@ impl World {
         self.nodes[n].pg.in_recovery = false;
         self.nodes[n].pg.promoting = false;
         self.append(n, RECORD);
+        self.number_is_new(n);
         self.promotions += 1;
         self.became_writable(n, "promoted");
         self.tell(n, Tag::Pg, || format!("promoted, timeline {tli}"));
@@ -510,7 +511,9 @@ impl World {
         if !self.holds(theirs.0, theirs.1, (branch, replay)) {
             if same_number && branch != theirs.0 && replay <= theirs.1 {
                 self.cover("same-number-refused");
-                self.checks.twins |= !self.checks.by_hand.is_empty();
+                // Where both parted from the rest at the same place, nothing can tell them apart.
+                let alike = self.history(branch) == self.history(theirs.0);
+                self.checks.twins |= alike && !self.checks.by_hand.is_empty();
             }
             return;
         }

@@ -188,6 +188,12 @@ pub struct Nursery {
 }
 
 impl Nursery {
+    /// Who leads in a cluster of this shape.
+    pub fn primary(&mut self, shape: &Shape) -> usize {
+        let world = self.cluster(shape);
+        world.ok().and_then(|world| world.primary()).unwrap_or(0)
+    }
+
     pub fn cluster(&mut self, shape: &Shape) -> Result<World, String> {
         // What is in no member's way to health is set afterwards.
         let plain = Shape {
@@ -266,6 +272,7 @@ fn run_plan(plan: &Plan, nursery: &mut Nursery, told: bool) -> Outcome {
     let began = world.now;
     let ends = plan.faults.iter().map(|f| f.at + f.lasts);
     world.run_for(ends.max().unwrap_or(0).min(30 * SEC) + SEC);
+    promised_time(&mut world, plan);
     if world.failed.is_none() {
         world.heal();
         settle(&mut world, plan);
@@ -318,6 +325,17 @@ fn more_patience(world: &World, plan: &Plan) -> T {
     };
     let birth = if plan.birth { 40 * SEC } else { 0 };
     refused + failing + birth + 2 * u64::from(plan.shape.backoff) * SEC
+}
+
+/// Failsafe mode is for an etcd that is away: while every member promises the primary time, nothing happens.
+fn promised_time(world: &mut World, plan: &Plan) {
+    let away = |f: &Fault| matches!(f.kind, Kind::EtcdDown | Kind::EtcdLeaderChange);
+    let alone = !plan.faults.is_empty() && plan.faults.iter().all(away);
+    if plan.shape.failsafe && alone && !plan.birth && world.leader_lost() {
+        world.fail(
+            "L5: etcd was away, and the primary went although everybody had promised it time",
+        );
+    }
 }
 
 /// L1 and L2 after the faults have ended, and L7.

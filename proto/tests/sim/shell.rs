@@ -3,6 +3,7 @@
 use super::clock::{MS, SEC, T, nanos};
 use super::jobs::JobRun;
 use super::keeper::{For, Keeper, Req};
+use super::mistakes::one_vote_less;
 use super::mutation::Mutation;
 use super::network::Plane;
 use super::reader::Reader;
@@ -10,7 +11,7 @@ use super::story::Tag;
 use super::world::{Ev, World};
 use proto::config::{ClusterConfig, Settings, Tags};
 use proto::core::decision::{Action, LeaseGoal, Standing, WantedConf, Wish};
-use proto::core::job::{Job, Upstream};
+use proto::core::job::Upstream;
 use proto::core::observation::{
     AppliedConf, DataDir, FailsafeCaller, HeldRecord, Lineage, Outcome, PeerAnswer, PeerStatus,
     RecordSeen, Sql, Task, TaskResult,
@@ -146,7 +147,6 @@ impl World {
         self.nodes[n].agent = Some(agent);
         self.tell(n, Tag::Order, || "agent starts".into());
         self.agent_began(n);
-        self.halve_wait(n);
         self.list(n);
         self.nudge_keeper(n);
         self.probe_now(n);
@@ -163,19 +163,13 @@ impl World {
         }
     }
 
-    fn halve_wait(&mut self, n: usize) {
-        if self.has(Mutation::WaitHalved) {
-            let native = &mut self.agent(n).s.cluster.native;
-            native.wait_ms /= 2;
-        }
-    }
-
     // --- deciding ---------------------------------------------------------------------------------
 
     fn look(&mut self, n: usize) {
         let now = self.local(n);
         let dice = self.rng.u64(..);
         let trusts = self.has(Mutation::StaleViewTrusted);
+        let anybody = self.has(Mutation::LsnOrderOnly);
         let guard = self.nodes[n].guard.as_ref();
         let alive = guard.is_some_and(|g| g.alive);
         let armed = guard.and_then(super::guardian::Guard::shown);
@@ -189,6 +183,9 @@ impl World {
         o.now = now;
         o.wall = wall;
         o.dice = dice;
+        if anybody && let Some(entry) = o.dcs.view.as_ref().and_then(|v| v.record.as_ref()) {
+            o.postgres.wal_epoch = entry.record.epoch;
+        }
         o.dcs.confirmed = o.dcs.view.is_some()
             && (trusts
                 || agent
@@ -208,8 +205,11 @@ impl World {
         }
         self.look(n);
         let inc = self.inc(n);
+        let short = self.has(Mutation::QuorumOneShort);
         let agent = self.agent(n);
-        let (decision, memory) = proto::core::decide(&agent.o, &agent.m, &agent.s);
+        let seen = short.then(|| one_vote_less(&agent.o));
+        let o = seen.as_ref().unwrap_or(&agent.o);
+        let (decision, memory) = proto::core::decide(o, &agent.m, &agent.s);
         agent.m = memory;
         agent.standing = Some(decision.standing);
         agent.keeper.progress = agent.o.now;
@@ -309,9 +309,7 @@ impl World {
             Action::Write { task, txn } => self.commit(n, task, txn),
             Action::Hold(goal) => self.hold(n, goal),
             Action::Start(job) => {
-                if self.has(Mutation::NamesEmptyAtPromotion) && matches!(job, Job::Promote { .. }) {
-                    self.load_names(n, "");
-                }
+                let job = self.mistaken_promotion(n, job);
                 self.start_job(n, job);
             }
             Action::Cancel(id) => self.cancel_job(n, id),
@@ -635,6 +633,7 @@ impl World {
     }
 
     fn new_view(&mut self, n: usize, now: MonoTime) {
+        let hasty = self.has(Mutation::WaitHalved);
         let agent = self.agent(n);
         let Some(view) = agent.o.dcs.view.as_mut() else {
             return;
@@ -649,9 +648,10 @@ impl World {
                     .record_seen
                     .is_some_and(|s| s.modified == entry.modified) => {}
             Some(entry) => {
+                let early = Duration::from_millis(if hasty { entry.record.w_ms / 2 } else { 0 });
                 dcs.record_seen = Some(RecordSeen {
                     modified: entry.modified,
-                    since: now,
+                    since: now - early,
                 });
             }
             None => dcs.record_seen = None,
@@ -718,7 +718,6 @@ impl World {
         if let Some(document) = view.config.document() {
             agent.s.cluster = ClusterConfig::parse(document);
             agent.s.dynamic = document.clone();
-            self.halve_wait(n);
         }
     }
 
