@@ -546,8 +546,9 @@ impl HistoryRecord {
             .iter()
             .map(|l| {
                 let mut row = vec![json!(l.timeline.0), json!(l.lsn.0), json!(l.reason)];
-                if let Some(stamp) = &l.timestamp {
-                    row.push(json!(stamp));
+                // By its place in the line a leader needs a moment before it, be it null.
+                if l.timestamp.is_some() || l.new_leader.is_some() {
+                    row.push(json!(l.timestamp));
                     row.extend(l.new_leader.as_ref().map(|n| json!(n)));
                 }
                 Value::Array(row)
