@@ -98,8 +98,9 @@ const FAILURES_MAX: usize = 8;
 /// Most parents; above it a new one takes the place of another.
 const PARENTS_MAX: usize = 2048;
 
-/// Most attempts to make a failing input smaller.
+/// Most attempts to make a failing input smaller, and what they may allocate in all.
 const SHRINK_MAX: usize = 4000;
+const SHRINK_BYTES_MAX: u64 = 1 << 30;
 
 /// What became of one target.
 #[derive(Debug, Default)]
@@ -333,9 +334,13 @@ fn catch_panics() {
 fn shrink(mut input: Vec<u8>, mut fails: impl FnMut(&[u8]) -> bool) -> Vec<u8> {
     let mut piece = input.len().div_ceil(2);
     let mut tries = 0;
+    let before = heap::allocated();
     while piece > 0 && tries < SHRINK_MAX {
         let mut at = 0;
         while at < input.len() && tries < SHRINK_MAX {
+            if heap::allocated() - before > SHRINK_BYTES_MAX {
+                return input;
+            }
             let end = input.len().min(at + piece);
             let smaller = [&input[..at], &input[end..]].concat();
             tries += 1;

@@ -1,6 +1,7 @@
 //! The table of readers; each has the directory of its name in `tests/corpus`.
 
 mod dcs;
+mod decision;
 mod requests;
 mod selftest;
 mod texts;
@@ -36,7 +37,7 @@ const fn all(name: &'static str, read: fn(&[u8]) -> Seen, thousands: u64) -> Tar
 }
 
 #[rustfmt::skip]
-pub const TARGETS: [Target; 22] = [
+pub const TARGETS: [Target; 23] = [
     both("dcs_member", dcs::member, dcs::MEMBER_WORDS, 30),
     both("dcs_initialize", dcs::initialize, &[], 20),
     both("dcs_config", dcs::config, dcs::CONFIG_WORDS, 60),
@@ -49,6 +50,7 @@ pub const TARGETS: [Target; 22] = [
     both("dcs_fence", dcs::fence, &[], 20),
     both("dcs_key", dcs::key, &["members/", "fence/"], 20),
     both("dcs_snapshot", dcs::snapshot, dcs::CONFIG_WORDS, 30),
+    both("decision", decision::decision, decision::WORDS, 4),
     both("wal_history", texts::history, &[], 40),
     both("wal_lsn", texts::lsn, &[], 30),
     both("sync_names", texts::names, &["ANY", "FIRST", "first 2 (", "*", "\"\""], 60),
