@@ -11,6 +11,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::time::Duration;
 
+/// Longest time that is taken from anybody: etcd's own limit for a lease. Above it a moment that far ahead
+/// of now, or ten times the time, may be beyond what a clock can say.
+pub const SECONDS_MAX: u64 = 9_000_000_000;
+
 /// `ttl`, `loop_wait` and `retry_timeout` after the clamping of `configuration.md` 12.3:
 /// `loop_wait + 2 * retry_timeout <= ttl`, and none below its minimum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,7 +44,7 @@ impl Timing {
                     "{name}={value} can't be smaller than {min}, adjusting..."
                 ));
             }
-            u64::try_from(value.max(min)).unwrap_or(0)
+            u64::try_from(value.max(min)).unwrap_or(0).min(SECONDS_MAX)
         };
         let mut loop_wait = at_least("loop_wait", loop_wait, 1);
         let mut retry_timeout = at_least("retry_timeout", retry_timeout, 3);
@@ -327,9 +331,10 @@ impl NativeConfig {
     }
 }
 
-/// A whole number, possibly with a unit of time, in seconds (`configuration.md` 3.3).
+/// A whole number, possibly with a unit of time, in seconds (`configuration.md` 3.3), at most
+/// [`SECONDS_MAX`].
 fn seconds(value: &Value) -> Option<u64> {
-    match value {
+    let seconds = match value {
         Value::Number(n) => n
             .as_u64()
             .or_else(|| n.as_f64().filter(|f| *f >= 0.0).map(|f| f as u64)),
@@ -349,7 +354,8 @@ fn seconds(value: &Value) -> Option<u64> {
             }
         }
         _ => None,
-    }
+    };
+    seconds.map(|seconds| seconds.min(SECONDS_MAX))
 }
 
 fn integer(value: &Value) -> Option<i64> {
@@ -413,7 +419,9 @@ impl ClusterConfig {
                 .any(|key| doc.get(*key).is_some_and(|value| !value.is_null())),
             primary_stop_timeout: renamed("primary_stop_timeout", "master_stop_timeout", 0),
             primary_race_backoff: Duration::from_secs(
-                int("primary_race_backoff", 0, 0).unsigned_abs(),
+                int("primary_race_backoff", 0, 0)
+                    .unsigned_abs()
+                    .min(SECONDS_MAX),
             ),
             synchronous_mode,
             synchronous_mode_strict: strict,

@@ -57,7 +57,9 @@ impl WallTime {
     /// Text without a zone is not a moment, and gives `None`.
     pub fn parse(text: &str) -> Option<Self> {
         let stamp: jiff::Timestamp = text.trim().parse().ok()?;
-        Some(Self(stamp.as_millisecond()))
+        // Cut off as in the text, also before 1970.
+        let millis = stamp.as_nanosecond().div_euclid(1_000_000);
+        i64::try_from(millis).ok().map(Self)
     }
 
     /// ISO 8601 in UTC with microseconds and a numeric offset, as Patroni's readers parse it.

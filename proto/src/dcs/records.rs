@@ -18,8 +18,16 @@ fn object(text: &str) -> Result<Map<String, Value>, String> {
     match serde_json::from_str(text) {
         Ok(Value::Object(map)) => Ok(map),
         Ok(_) => Err(String::from("expected a JSON object")),
-        Err(err) => Err(format!("expected a JSON object: {err}")),
+        Err(err) => Err(problem("expected a JSON object", err)),
     }
+}
+
+/// What was expected, and the beginning of what was found: the parser quotes texts whole, and a value may
+/// have a megabyte.
+fn problem(expected: &str, found: impl fmt::Display) -> String {
+    const SHOWN_MAX: usize = 80;
+    let found: String = found.to_string().chars().take(SHOWN_MAX).collect();
+    format!("{expected}: {found}")
 }
 
 fn text(map: &Map<String, Value>, key: &str) -> Option<String> {
@@ -507,7 +515,7 @@ impl HistoryRecord {
     /// Reads a value. Its revision is the caller's to fill in.
     pub fn parse(value: &str) -> Result<Self, String> {
         let rows: Vec<Vec<Value>> = serde_json::from_str(value)
-            .map_err(|err| format!("expected a JSON array of arrays: {err}"))?;
+            .map_err(|err| problem("expected a JSON array of arrays", err))?;
         let line = |row: &Vec<Value>| -> Option<HistoryLine> {
             let at = |i: usize| row.get(i).and_then(Value::as_str).map(str::to_owned);
             Some(HistoryLine {
@@ -520,7 +528,9 @@ impl HistoryRecord {
         };
         let lines = rows
             .iter()
-            .map(|row| line(row).ok_or_else(|| format!("not a history line: {row:?}")))
+            .map(|row| {
+                line(row).ok_or_else(|| problem("not a history line", Value::from(row.clone())))
+            })
             .collect::<Result<_, _>>()?;
         Ok(Self {
             present: true,
@@ -536,8 +546,9 @@ impl HistoryRecord {
             .iter()
             .map(|l| {
                 let mut row = vec![json!(l.timeline.0), json!(l.lsn.0), json!(l.reason)];
-                if let Some(stamp) = &l.timestamp {
-                    row.push(json!(stamp));
+                // By its place in the line a leader needs a moment before it, be it null.
+                if l.timestamp.is_some() || l.new_leader.is_some() {
+                    row.push(json!(l.timestamp));
                     row.extend(l.new_leader.as_ref().map(|n| json!(n)));
                 }
                 Value::Array(row)
@@ -783,7 +794,7 @@ impl RecordEntry {
     /// Reads a value. A newer form is refused: a stop sign, not an absence.
     pub fn parse(value: &str, modified: Revision) -> Result<Self, String> {
         let record: LeaseRecord =
-            serde_json::from_str(value).map_err(|err| format!("expected a lease record: {err}"))?;
+            serde_json::from_str(value).map_err(|err| problem("expected a lease record", err))?;
         if record.v != RECORD_VERSION {
             return Err(format!(
                 "form {} of the lease record is not known here",
@@ -829,8 +840,8 @@ pub struct FenceEntry {
 impl FenceEntry {
     /// Reads a value.
     pub fn parse(value: &str, modified: Revision) -> Result<Self, String> {
-        let promise: FencePromise = serde_json::from_str(value)
-            .map_err(|err| format!("expected a fence promise: {err}"))?;
+        let promise: FencePromise =
+            serde_json::from_str(value).map_err(|err| problem("expected a fence promise", err))?;
         if promise.v != RECORD_VERSION {
             return Err(format!(
                 "form {} of the fence promise is not known here",

@@ -1,6 +1,7 @@
 //! Amounts of bytes and of time as the interface accepts them (`rest-api.md` 4.6 and 11.1): the
 //! syntax of PostgreSQL's settings, units case sensitive.
 
+use crate::config::SECONDS_MAX;
 use serde_json::Value;
 
 /// Bytes. Signed, because a negative lag is accepted and means what it says.
@@ -15,7 +16,8 @@ pub fn bytes(text: &str) -> Option<i64> {
     with_units(text, &units, None)
 }
 
-/// Whole seconds above zero, as a number or with one of PostgreSQL's units of time.
+/// Whole seconds above zero, as a number or with one of PostgreSQL's units of time; at most
+/// [`SECONDS_MAX`].
 pub fn positive_seconds(value: &Value) -> Option<u64> {
     let units = [
         ("ms", 1.0),
@@ -37,7 +39,8 @@ pub fn positive_seconds(value: &Value) -> Option<u64> {
         }
         _ => return None,
     };
-    u64::try_from(seconds).ok().filter(|s| *s > 0)
+    let seconds = u64::try_from(seconds).ok().filter(|s| *s > 0);
+    seconds.map(|seconds| seconds.min(SECONDS_MAX))
 }
 
 /// The number times its unit. `ladder` names each unit and how often it holds the one before; a

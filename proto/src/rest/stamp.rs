@@ -43,13 +43,11 @@ impl Stamp {
         })
     }
 
-    /// Microseconds since 1970; `None` without a zone.
+    /// Microseconds since 1970, cut off as in the text, also before it; `None` without a zone.
     pub fn micros(&self) -> Option<i64> {
         let offset = jiff::tz::Offset::from_seconds(self.offset_seconds?).ok()?;
-        offset
-            .to_timestamp(self.local)
-            .ok()
-            .map(|stamp| stamp.as_microsecond())
+        let stamp = offset.to_timestamp(self.local).ok()?;
+        i64::try_from(stamp.as_nanosecond().div_euclid(1000)).ok()
     }
 
     /// The moment; `None` without a zone.
@@ -70,7 +68,7 @@ impl Stamp {
         ))
     }
 
-    /// `YYYY-MM-DDThh:mm:ss[.ffffff]+hh:mm` with `between` in the place of `T`.
+    /// `YYYY-MM-DDThh:mm:ss[.ffffff]+hh:mm[:ss]` with `between` in the place of `T`.
     pub fn render(&self, between: char) -> String {
         let (date, time) = (self.local.date(), self.local.time());
         let mut text = format!(
@@ -90,6 +88,10 @@ impl Stamp {
             let sign = if offset < 0 { '-' } else { '+' };
             let (hours, rest) = (offset.abs() / 3600, offset.abs() % 3600);
             text.push_str(&format!("{sign}{hours:02}:{:02}", rest / 60));
+            // Local mean times of the past; without them it would be another moment.
+            if rest % 60 != 0 {
+                text.push_str(&format!(":{:02}", rest % 60));
+            }
         }
         text
     }
