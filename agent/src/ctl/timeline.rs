@@ -100,8 +100,8 @@ fn steps(change: &Change) -> Sheet {
     for (step, entry) in &change.steps {
         rows.push(vec![
             json!(step.name()),
-            json!(entry.wall_ms - start),
-            json!(entry.wall_ms - before),
+            json!(entry.wall_ms.saturating_sub(start)),
+            json!(entry.wall_ms.saturating_sub(before)),
             json!(entry.member),
             json!(entry.rule),
             json!(entry.reason),
@@ -121,7 +121,7 @@ fn everything(change: &Change) -> Sheet {
     let start = change.steps.first().map_or(0, |(_, entry)| entry.wall_ms);
     let row = |entry: &Entry| {
         vec![
-            json!(entry.wall_ms - start),
+            json!(entry.wall_ms.saturating_sub(start)),
             json!(entry.member),
             json!(entry.rule),
             json!(entry.reason),
