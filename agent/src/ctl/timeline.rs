@@ -111,6 +111,17 @@ fn steps(change: &Change) -> Sheet {
     Sheet { columns, rows }
 }
 
+/// Both tables.
+pub(crate) fn told(change: &Change) -> String {
+    let (steps, all) = (steps(change), everything(change));
+    format!(
+        "{} ms\n{}{}",
+        change.took_ms(),
+        steps.table(None),
+        all.table(None)
+    )
+}
+
 fn everything(change: &Change) -> Sheet {
     let columns = vec![
         Column::right("At, ms"),
