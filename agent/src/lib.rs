@@ -25,6 +25,7 @@ pub mod clock;
 pub mod config;
 pub mod ctl;
 pub mod exit;
+pub mod foreign;
 pub mod http;
 pub mod journal;
 pub mod manual;

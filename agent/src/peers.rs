@@ -209,7 +209,7 @@ fn chain(err: &dyn std::error::Error) -> String {
     text
 }
 
-fn parse_status(response: &HttpResponse) -> PeerStatus {
+pub(crate) fn parse_status(response: &HttpResponse) -> PeerStatus {
     let Ok(Value::Object(doc)) = response.json() else {
         return PeerStatus {
             agent_only: true,

@@ -6,7 +6,7 @@
 //! and OpenSSL accepts that. So the verifiers here accept, beside what rustls accepts, a leaf that is
 //! byte for byte one of the trust anchors, within its validity ([`verify`]).
 
-mod der;
+pub(crate) mod der;
 mod verify;
 
 use crate::config::secret::Secret;

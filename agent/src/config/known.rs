@@ -96,9 +96,12 @@ fn unknown(path: &str, key: &str, known: &[&str], origins: &Origins) -> String {
 
 /// The known key that one could have meant: at most two letters away, and at most a third of them.
 fn nearest<'k>(key: &str, known: &[&'k str]) -> Option<&'k str> {
-    let limit = (key.chars().count() / 3).min(2);
+    let length = key.chars().count();
+    let limit = (length / 3).min(2);
     known
         .iter()
+        // So far from it at least; it spares comparing a long text with everything, letter by letter.
+        .filter(|candidate| candidate.chars().count().abs_diff(length) <= limit)
         .map(|candidate| (distance(key, candidate), *candidate))
         .filter(|(distance, _)| *distance <= limit)
         .min()

@@ -21,6 +21,7 @@ pub mod validate;
 pub mod value;
 pub mod yaml;
 
+pub(crate) use effective::percent_decode;
 pub use error::ConfigError;
 pub use local::{LocalConfig, clamp};
 pub use source::{Loader, Source};
@@ -287,7 +288,7 @@ pub enum ReplicaMethod {
 }
 
 /// Who connects, and how.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Default, PartialEq)]
 pub struct Credentials {
     /// `None`: the operating system user.
     pub username: Option<String>,
@@ -296,6 +297,17 @@ pub struct Credentials {
     /// `sslmode`, `sslcert`, `sslkey`, `sslpassword`, `sslrootcert`, `sslcrl`, `sslcrldir`,
     /// `gssencmode`, `channel_binding`, `sslnegotiation`, as far as they are set.
     pub options: BTreeMap<String, String>,
+}
+
+/// One of the options is a password, too: only their names show.
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials")
+            .field("username", &self.username)
+            .field("password", &self.password)
+            .field("options", &self.options.keys())
+            .finish()
+    }
 }
 
 /// The three roles that PostgreSQL's configuration may differ by; also the suffixes of its keys.

@@ -139,7 +139,7 @@ pub fn scheduled(text: &str) -> CtlResult<Option<Stamp>> {
     }
 }
 
-fn parse_moment(text: &str, zone: &TimeZone) -> Option<Stamp> {
+pub(crate) fn parse_moment(text: &str, zone: &TimeZone) -> Option<Stamp> {
     let stamp = Stamp::parse(text).or_else(|| {
         // A time alone means today.
         let today = Zoned::now().with_time_zone(zone.clone()).date();

@@ -65,7 +65,7 @@ impl Change {
     /// Milliseconds from the first step to the last.
     pub fn took_ms(&self) -> i64 {
         let at = |step: Option<&(Step, Entry)>| step.map_or(0, |(_, entry)| entry.wall_ms);
-        at(self.steps.last()) - at(self.steps.first())
+        at(self.steps.last()).saturating_sub(at(self.steps.first()))
     }
 }
 

@@ -15,14 +15,14 @@
 //! no error here: it prints `Failed: …` and exits 0, since scripts read the text (`cli.md` 9).
 
 mod args;
-mod console;
+pub(crate) mod console;
 mod diff;
 mod doctor;
 mod edit;
 mod error;
 mod explain;
 mod handover;
-mod journals;
+pub(crate) mod journals;
 mod member_actions;
 mod outlook;
 mod pause;
@@ -33,7 +33,7 @@ mod select;
 mod session;
 mod sheet;
 mod show;
-mod timeline;
+pub(crate) mod timeline;
 
 use crate::cli::{PATRONI_VERSION, VERSION};
 use crate::config::LogConfig;

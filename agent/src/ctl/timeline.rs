@@ -100,8 +100,8 @@ fn steps(change: &Change) -> Sheet {
     for (step, entry) in &change.steps {
         rows.push(vec![
             json!(step.name()),
-            json!(entry.wall_ms - start),
-            json!(entry.wall_ms - before),
+            json!(entry.wall_ms.saturating_sub(start)),
+            json!(entry.wall_ms.saturating_sub(before)),
             json!(entry.member),
             json!(entry.rule),
             json!(entry.reason),
@@ -109,6 +109,17 @@ fn steps(change: &Change) -> Sheet {
         before = entry.wall_ms;
     }
     Sheet { columns, rows }
+}
+
+/// Both tables.
+pub(crate) fn told(change: &Change) -> String {
+    let (steps, all) = (steps(change), everything(change));
+    format!(
+        "{} ms\n{}{}",
+        change.took_ms(),
+        steps.table(None),
+        all.table(None)
+    )
 }
 
 fn everything(change: &Change) -> Sheet {
@@ -121,7 +132,7 @@ fn everything(change: &Change) -> Sheet {
     let start = change.steps.first().map_or(0, |(_, entry)| entry.wall_ms);
     let row = |entry: &Entry| {
         vec![
-            json!(entry.wall_ms - start),
+            json!(entry.wall_ms.saturating_sub(start)),
             json!(entry.member),
             json!(entry.rule),
             json!(entry.reason),

@@ -46,7 +46,7 @@ impl Process {
     }
 
     /// Reads the text of `/proc/<pid>/stat`; the name in it may contain anything, brackets too.
-    fn parse(stat: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(stat: &[u8]) -> Option<Self> {
         let open = stat.iter().position(|b| *b == b'(')?;
         let close = stat.iter().rposition(|b| *b == b')')?;
         let pid = number(stat.get(..open)?)?;

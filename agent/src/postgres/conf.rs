@@ -270,7 +270,7 @@ fn render(pg: &PostgresConfig, server: &Settings, recovery: &Settings) -> String
 
 /// A value between quotes: `'` and `\` are doubled; line ends become escapes, since the file format has
 /// no other way to hold them.
-fn escape(value: &str) -> String {
+pub(crate) fn escape(value: &str) -> String {
     let mut text = String::with_capacity(value.len());
     for c in value.chars() {
         match c {
@@ -344,7 +344,7 @@ fn clean_auto_conf(pg: &PostgresConfig) -> Result<bool, ConfError> {
     replace(pg, &path, &cleaned)
 }
 
-fn without_recovery_settings(text: &str) -> String {
+pub(crate) fn without_recovery_settings(text: &str) -> String {
     let sets_recovery = |line: &str| {
         let line = line.trim_start();
         let end = line

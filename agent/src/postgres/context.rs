@@ -246,7 +246,7 @@ impl PgContext {
 }
 
 /// The major version in `postgres (PostgreSQL) 15.18 (Debian …)`, also of `17beta1` and `18devel`.
-fn parse_version(text: &str) -> Option<u32> {
+pub(crate) fn parse_version(text: &str) -> Option<u32> {
     let after = text.split_once(')')?.1.trim_start();
     let digits = after
         .find(|c: char| !c.is_ascii_digit())

@@ -98,7 +98,7 @@ async fn record_end(ctx: &PgContext, control: &Control) -> Option<Lsn> {
 }
 
 /// The total length in `rmgr: XLOG        len (rec/tot):    114/   114, tx: …`.
-fn parse_record_length(text: &str) -> Option<u64> {
+pub(crate) fn parse_record_length(text: &str) -> Option<u64> {
     let line = text.lines().find(|line| line.contains("CHECKPOINT"))?;
     let (_, lengths) = line.split_once("len (rec/tot):")?;
     lengths
@@ -113,7 +113,7 @@ fn parse_record_length(text: &str) -> Option<u64> {
 
 /// Where a record of `length` bytes that starts at `start` ends, counting the page headers that it
 /// spans and the alignment behind it.
-fn end_of_record(start: Lsn, length: u64, page: u64, segment: u64) -> Option<Lsn> {
+pub(crate) fn end_of_record(start: Lsn, length: u64, page: u64, segment: u64) -> Option<Lsn> {
     const SHORT_HEADER: u64 = 24;
     const LONG_HEADER: u64 = 40;
     const ALIGNMENT: u64 = 8;

@@ -114,7 +114,7 @@ async fn ask(
 
 /// What the server's program did not like.
 #[derive(Clone, Debug, PartialEq)]
-enum Complaint {
+pub(crate) enum Complaint {
     /// There is no such setting in this version.
     Unknown(String),
     /// The value is not of its type.
@@ -132,7 +132,7 @@ enum Complaint {
 
 impl Complaint {
     /// Messages of `guc.c`, PostgreSQL 14 to 18, untranslated.
-    fn parse(line: &str) -> Option<Self> {
+    pub(crate) fn parse(line: &str) -> Option<Self> {
         let (_, text) = line.split_once("FATAL:")?;
         let text = text.trim();
         let quoted = |text: &str| Some(text.split_once('"')?.1.split_once('"')?.0.to_owned());

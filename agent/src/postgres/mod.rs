@@ -44,9 +44,9 @@ mod promote;
 mod rewind;
 mod shared;
 mod start;
-mod startup;
+pub(crate) mod startup;
 mod stop;
-mod target;
+pub(crate) mod target;
 mod units;
 
 pub use context::{Copied, PgContext};

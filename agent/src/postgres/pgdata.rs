@@ -34,7 +34,7 @@ pub const DYNAMIC_FILE: &str = "patroni.dynamic.json";
 const SMALL_FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// `postmaster.pid` and `/proc` may disagree by this much about the start (`ha-behaviour.md` 2.1).
-const START_TIME_SLACK: i64 = 3;
+const START_TIME_SLACK: u64 = 3;
 
 /// What `postmaster.pid` says (PostgreSQL source, `miscadmin.h`, `LOCK_FILE_LINE_*`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -167,7 +167,7 @@ pub fn read_postmaster_pid(dir: &Path) -> io::Result<Option<PostmasterPid>> {
     Ok(text.and_then(|text| parse_postmaster_pid(&String::from_utf8_lossy(&text))))
 }
 
-fn parse_postmaster_pid(text: &str) -> Option<PostmasterPid> {
+pub(crate) fn parse_postmaster_pid(text: &str) -> Option<PostmasterPid> {
     let mut lines = text.lines().map(str::trim);
     let pid: i32 = lines
         .next()?
@@ -212,7 +212,7 @@ fn is_postmaster(file: &PostmasterPid, dir: &Path) -> bool {
         return false;
     }
     let start = boot_time().map(|boot| boot + stat.started_seconds);
-    if start.is_some_and(|start| (start - file.start_time).abs() <= START_TIME_SLACK) {
+    if start.is_some_and(|start| start.abs_diff(file.start_time) <= START_TIME_SLACK) {
         return true;
     }
     // The wall clock may have been set since; then the program and its directory decide.
@@ -241,10 +241,10 @@ pub fn is_alive(pid: i32) -> bool {
 }
 
 /// The few fields of `/proc/<pid>/stat` that matter here.
-struct ProcessStat {
-    parent: i32,
+pub(crate) struct ProcessStat {
+    pub(crate) parent: i32,
     started_seconds: i64,
-    dead: bool,
+    pub(crate) dead: bool,
 }
 
 impl ProcessStat {
@@ -257,10 +257,10 @@ impl ProcessStat {
     }
 
     /// Fields are counted from behind the last `)`, since the program's name may contain anything.
-    fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         // USER_HZ, in which Linux shows times to programs; 100 on every platform that we build for.
         const TICKS_PER_SECOND: i64 = 100;
-        let (_, fields) = text.rsplit_once(") ")?;
+        let (_, fields) = text.rsplit_once(')')?;
         let mut fields = fields.split_ascii_whitespace();
         let state = fields.next()?;
         let parent = fields.next()?.parse().ok()?;

@@ -42,7 +42,7 @@ impl<S> Startup<S> {
 
 /// The startup packet (PostgreSQL documentation, "Message Formats", StartupMessage) with one parameter
 /// more; `None` when the bytes are something else.
-fn with_replication(packet: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn with_replication(packet: &[u8]) -> Option<Vec<u8>> {
     const PROTOCOL_3_0: [u8; 4] = [0, 3, 0, 0];
     let length = u32::from_be_bytes(packet.get(..4)?.try_into().ok()?);
     let whole = usize::try_from(length).ok()? == packet.len();

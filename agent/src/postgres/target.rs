@@ -123,7 +123,7 @@ pub(super) fn remote(upstream: &Upstream) -> Result<Vec<(String, u16)>, ConnectE
 }
 
 /// The hosts of a `conn_url`, which may list several.
-fn parse_url(url: &str) -> Option<Vec<(String, u16)>> {
+pub(crate) fn parse_url(url: &str) -> Option<Vec<(String, u16)>> {
     let config: tokio_postgres::Config = url.parse().ok()?;
     let ports = config.get_ports();
     let port = |index: usize| {
@@ -146,7 +146,7 @@ fn parse_url(url: &str) -> Option<Vec<(String, u16)>> {
 }
 
 /// `h1,h2` with one port for all or one for each.
-fn host_list(hosts: &str, ports: &str) -> Option<Vec<(String, u16)>> {
+pub(crate) fn host_list(hosts: &str, ports: &str) -> Option<Vec<(String, u16)>> {
     let ports: Vec<u16> = ports
         .split(',')
         .filter_map(|port| port.trim().parse().ok())
@@ -175,7 +175,7 @@ fn host_list(hosts: &str, ports: &str) -> Option<Vec<(String, u16)>> {
 }
 
 /// The libpq text for a purpose, without any password: see [`passfile`].
-pub(super) fn conninfo(
+pub(crate) fn conninfo(
     config: &AgentConfig,
     upstream: &Upstream,
     kind: ConninfoKind,

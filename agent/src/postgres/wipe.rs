@@ -221,11 +221,12 @@ fn has_mount_below(dir: &Path) -> bool {
 }
 
 /// Undoes the octal escapes of blanks in `mountinfo`.
-fn unescape(field: &[u8]) -> Vec<u8> {
+pub(crate) fn unescape(field: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((first, tail)) = rest.split_first() {
-        let code = tail.get(..3).filter(|_| *first == b'\\');
+        let octal = |digits: &&[u8]| digits.iter().all(|digit| (b'0'..=b'7').contains(digit));
+        let code = tail.get(..3).filter(|_| *first == b'\\').filter(octal);
         let byte = code
             .and_then(|digits| std::str::from_utf8(digits).ok())
             .and_then(|digits| u8::from_str_radix(digits, 8).ok());

@@ -29,14 +29,14 @@ pub(super) struct Allowlist {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Network {
+pub(crate) struct Network {
     address: IpAddr,
     prefix: u32,
 }
 
 impl Network {
     /// An address, or a network with or without host bits: `10.0.0.1/8`, `10.0.0.0/255.0.0.0`.
-    fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let (address, mask) = match text.split_once('/') {
             Some((address, mask)) => (address, Some(mask)),
             None => (text, None),
@@ -58,7 +58,7 @@ impl Network {
         Some(Self { address, prefix })
     }
 
-    fn contains(self, other: IpAddr) -> bool {
+    pub(crate) fn contains(self, other: IpAddr) -> bool {
         let same = |a: u128, b: u128, width: u32| {
             let dropped = width - self.prefix;
             dropped >= width || a >> dropped == b >> dropped

@@ -13,7 +13,7 @@
 //! axum routes, hyper serves the connections: `axum::serve` has no limits on slow and idle clients, and
 //! cannot close a connection without an answer.
 
-mod access;
+pub(crate) mod access;
 mod answer;
 mod config;
 mod connections;

@@ -106,6 +106,13 @@ fn build(
     ))
 }
 
+/// One line as configured, and what could not be used of the configuration.
+pub(crate) fn line(config: &LogConfig, message: &str) -> (String, Vec<String>) {
+    let (formatter, notes) = format::Formatter::new(config);
+    let record = record::Record::new(levels::CRITICAL, message.to_owned());
+    (formatter.format(&record), notes)
+}
+
 /// Everything that the writer needs; opens the file, so that a wrong directory is an error here.
 fn settings(config: &LogConfig) -> Result<(Settings, Vec<String>), TelemetryError> {
     let output = match &config.dir {

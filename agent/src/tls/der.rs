@@ -8,7 +8,7 @@ const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
 
 /// `notBefore` and `notAfter` in seconds since 1970; `None` when the bytes are no certificate.
-pub(super) fn validity(certificate: &[u8]) -> Option<(i64, i64)> {
+pub(crate) fn validity(certificate: &[u8]) -> Option<(i64, i64)> {
     let (outer, _) = expect(certificate, SEQUENCE)?;
     let (mut fields, _) = expect(outer, SEQUENCE)?;
     if fields.first() == Some(&EXPLICIT_VERSION) {

@@ -321,10 +321,12 @@ fn catch_panics() {
             if !WATCHED.get() {
                 return before(info);
             }
-            let text = info.payload_as_str().unwrap_or("panicked");
+            let payload = info.payload();
+            let formatted = || payload.downcast_ref::<String>().map(String::as_str);
+            let text = payload.downcast_ref::<&str>().copied().or_else(formatted);
             LAST.set(Some(Fault {
                 place: info.location().map(ToString::to_string).unwrap_or_default(),
-                message: text.chars().take(1500).collect(),
+                message: text.unwrap_or("panicked").chars().take(1500).collect(),
             }));
         }));
     });

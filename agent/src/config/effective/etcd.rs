@@ -222,14 +222,18 @@ fn parse_url(url: &str) -> Option<(String, Option<String>, Option<Secret>)> {
 }
 
 /// `%41` is `A`; anything that is no escape stays as it is.
-pub(in crate::config) fn percent_decode(text: &str) -> String {
+pub(crate) fn percent_decode(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((first, tail)) = rest.split_first() {
+        // Digits are looked at one by one: `from_str_radix` alone would take a sign for one of them.
         let escape = (*first == b'%')
-            .then(|| std::str::from_utf8(tail.get(..2)?).ok())
+            .then(|| {
+                tail.get(..2)
+                    .filter(|hex| hex.iter().all(u8::is_ascii_hexdigit))
+            })
             .flatten()
-            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
+            .and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok());
         match escape {
             Some(byte) => {
                 bytes.push(byte);

@@ -14,7 +14,7 @@ mod postgres;
 mod read;
 mod sections;
 
-pub(super) use etcd::percent_decode;
+pub(crate) use etcd::percent_decode;
 pub(super) use parameters::{CONTROLLED, Rule};
 
 use super::error::ConfigError;

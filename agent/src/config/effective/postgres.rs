@@ -6,6 +6,7 @@ use super::read::Section;
 use crate::config::error::ConfigError;
 use crate::config::value::{HostPort, parse_real, split_host_port, truthy};
 use crate::config::{ConfRole, Credentials, PostgresConfig, env};
+use proto::config::SECONDS_MAX;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -237,14 +238,15 @@ fn options(section: &Section<'_>, key: &str, tool: &str, forbidden: &[&str]) -> 
     arguments
 }
 
-/// Unparsable: 60; null or zero: no wait.
+/// Unparsable: 60; null or zero: no wait; longer than any time: the longest.
 fn pg_ctl_timeout(section: &Section<'_>) -> Duration {
     let seconds = match section.map.get("pg_ctl_timeout") {
         None => PG_CTL_TIMEOUT,
         Some(Value::Null) => 0.0,
         Some(value) => parse_real(value, Some("s")).unwrap_or(PG_CTL_TIMEOUT),
     };
-    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::ZERO)
+    // Neither a clock nor `Duration` goes as far as a number.
+    Duration::try_from_secs_f64(seconds.min(SECONDS_MAX as f64)).unwrap_or(Duration::ZERO)
 }
 
 struct Authentication {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 /// Where to connect, and as whom.
 #[derive(Debug)]
-pub(super) struct Target {
+pub(crate) struct Target {
     /// Name, address or directory of a socket.
     pub(super) hosts: Vec<String>,
     pub(super) port: u16,
@@ -37,7 +37,7 @@ const VARIABLES: [(&str, &str); 15] = [
 
 impl Target {
     /// The connection string over the variables that `lookup` finds.
-    pub(super) fn parse(
+    pub(crate) fn parse(
         dsn: Option<&str>,
         lookup: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, GenerateError> {
@@ -88,7 +88,7 @@ impl Target {
 }
 
 /// `key = value` words; a value may be quoted, a backslash keeps the next character.
-fn keywords(text: &str) -> Option<BTreeMap<String, String>> {
+pub(crate) fn keywords(text: &str) -> Option<BTreeMap<String, String>> {
     let mut words = BTreeMap::new();
     let mut rest = text.trim_start();
     while !rest.is_empty() {

@@ -1,7 +1,7 @@
 //! `--generate-sample-config` and `--generate-config` (`configuration.md` 13.5, 13.6): a first
 //! configuration, from a template or from a PostgreSQL that already runs.
 
-mod dsn;
+pub(crate) mod dsn;
 mod server;
 
 use super::effective::{CONTROLLED, Rule};

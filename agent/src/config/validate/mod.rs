@@ -78,8 +78,9 @@ fn hide_secrets(value: &mut Value) {
         }
         Value::Array(list) => list.iter_mut().for_each(hide_secrets),
         Value::String(text) => {
+            // A password may hold an `@`, so the last one counts, as where such a URL is read.
             if let Some((scheme, rest)) = text.split_once("://")
-                && let Some((account, place)) = rest.split_once('@')
+                && let Some((account, place)) = rest.rsplit_once('@')
                 && let Some((name, _)) = account.split_once(':')
             {
                 *text = format!("{scheme}://{name}:{HIDDEN}@{place}");

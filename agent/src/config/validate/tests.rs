@@ -180,14 +180,14 @@ fn the_printed_document_has_a_bin_dir() {
 fn secrets_are_hidden_in_what_is_printed() {
     let doc = yaml::from_str(
         "restapi: {auth: 'a:s1', authentication: {username: b, password: s2}, keyfile_password: s3}\n\
-         etcd3: {url: 'http://c:s4@d:2379', hosts: ['http://e:2379']}\n\
+         etcd3: {url: 'http://c:s4@s7@d:2379', hosts: ['http://e:2379']}\n\
          postgresql: {authentication: {superuser: {username: f, password: s5, sslpassword: s6}}}",
     );
     let Ok(Value::Object(doc)) = doc else {
         panic!("{doc:?}")
     };
     let text = yaml::to_string(&Value::Object(printed(&doc)));
-    for secret in ["s1", "s2", "s3", "s4", "s5", "s6"] {
+    for secret in ["s1", "s2", "s3", "s4", "s5", "s6", "s7"] {
         assert!(!text.contains(secret), "{secret} in {text}");
     }
     for shown in [

@@ -8,6 +8,10 @@ use std::fmt::Write as _;
 /// PyYAML's default: a long text is folded at the first blank after this column.
 const WIDTH: usize = 80;
 
+/// A longer key needs a `?` before it: no reader looks further than 1024 letters for the `:` of a key, and
+/// PyYAML writes it from here on.
+const PLAIN_KEY_MAX: usize = 127;
+
 /// Block style with sorted keys, ending in a newline.
 pub fn to_string(value: &Value) -> String {
     to_string_wide(value, WIDTH)
@@ -33,7 +37,10 @@ pub fn to_flow(value: &Value) -> String {
         Value::Object(map) => {
             let pairs = sorted(map)
                 .into_iter()
-                .map(|(k, v)| format!("{}: {}", flow_text(k), to_flow(v)))
+                .map(|(k, v)| match (flow_text(k), to_flow(v)) {
+                    (key, value) if is_long(&key) => format!("? {key} : {value}"),
+                    (key, value) => format!("{key}: {value}"),
+                })
                 .collect::<Vec<_>>();
             format!("{{{}}}", pairs.join(", "))
         }
@@ -46,6 +53,10 @@ pub fn to_flow(value: &Value) -> String {
         Value::String(s) => flow_text(s),
         other => scalar(other, 0),
     }
+}
+
+fn is_long(key: &str) -> bool {
+    key.chars().count() > PLAIN_KEY_MAX
 }
 
 fn sorted(map: &Map<String, Value>) -> Vec<(&str, &Value)> {
@@ -76,7 +87,12 @@ impl Writer {
             } else {
                 text(key, level)
             };
-            self.text.push_str(&key);
+            if is_long(&key) {
+                self.text.push_str(&format!("? {key}\n"));
+                self.indent(level);
+            } else {
+                self.text.push_str(&key);
+            }
             self.text.push(':');
             match value {
                 Value::Object(map) if !map.is_empty() => {

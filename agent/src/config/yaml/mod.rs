@@ -26,6 +26,9 @@ const DEPTH_LIMIT: usize = 100;
 /// could otherwise fill the memory.
 const NODE_LIMIT: usize = 200_000;
 
+/// Text of an alias that counts as one node more: so many aliases of one long text are no way around it.
+const NODE_TEXT: usize = 16;
+
 /// Why a text cannot be read. Never quotes the text: it may hold a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}, column {column}: {problem}")]
@@ -105,11 +108,11 @@ impl Composer<'_> {
         self.count(1, mark)?;
         match event {
             Event::Alias(name) => {
-                let value = self.anchors.get(&name).cloned();
-                let value =
-                    value.ok_or_else(|| error(mark, format!("found undefined alias '{name}'")))?;
-                self.count(size(&value), mark)?;
-                Ok(value)
+                // Not its name: a password that begins with `*` and lacks its quotes looks like this.
+                let undefined = || error(mark, "found undefined alias");
+                let nodes = size(self.anchors.get(&name).ok_or_else(undefined)?);
+                self.count(nodes, mark)?;
+                self.anchors.get(&name).cloned().ok_or_else(undefined)
             }
             Event::Scalar {
                 properties,
@@ -185,8 +188,12 @@ impl Composer<'_> {
 fn size(value: &Value) -> usize {
     match value {
         Value::Array(items) => 1 + items.iter().map(size).sum::<usize>(),
-        Value::Object(map) => 1 + map.values().map(size).sum::<usize>(),
-        _ => 1,
+        Value::Object(map) => {
+            let pair = |(key, value): (&String, &Value)| key.len() / NODE_TEXT + size(value);
+            1 + map.iter().map(pair).sum::<usize>()
+        }
+        Value::String(text) => 1 + text.len() / NODE_TEXT,
+        Value::Null | Value::Bool(_) | Value::Number(_) => 1,
     }
 }
 
@@ -239,15 +246,13 @@ fn standard_tag(properties: &Properties, names: &[&str], mark: Mark) -> Result<(
         {
             Ok(())
         }
-        Some(tag) => Err(unknown_tag(tag, mark)),
+        Some(_) => Err(unknown_tag(mark)),
     }
 }
 
-fn unknown_tag(tag: &str, mark: Mark) -> YamlError {
-    error(
-        mark,
-        format!("could not determine a constructor for the tag '{tag}'"),
-    )
+/// Without the tag, which may be a password that begins with `!` and lacks its quotes.
+fn unknown_tag(mark: Mark) -> YamlError {
+    error(mark, "could not determine a constructor for the tag")
 }
 
 fn scalar(tag: Option<&str>, text: String, plain: bool, mark: Mark) -> Result<Value, YamlError> {
@@ -270,7 +275,7 @@ fn scalar(tag: Option<&str>, text: String, plain: bool, mark: Mark) -> Result<Va
             mark,
             format!("the value is not of the type !!{name}"),
         )),
-        _ => Err(unknown_tag(tag, mark)),
+        _ => Err(unknown_tag(mark)),
     }
 }
 
