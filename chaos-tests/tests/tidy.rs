@@ -249,44 +249,15 @@ fn nothing_is_left_to_do_in_comments() {
     assert!(found.is_empty(), "unfinished:\n{}", found.join("\n"));
 }
 
-/// The text of the next string literal.
-fn literal(text: &str) -> Option<&str> {
-    let (_, rest) = text.split_once('"')?;
-    rest.split_once('"').map(|(name, _)| name)
-}
-
 /// Root's tests run themselves again as another user, by name. With a wrong one nothing would run, and pass.
 #[test]
 fn a_test_that_runs_itself_again_knows_its_name() {
     let (mut wrong, mut seen) = (Vec::new(), 0);
     for path in files(&["rs"]) {
-        let text = read(&path);
-        let mut test = "";
-        for (at, line) in text
-            .match_indices('\n')
-            .map(|(at, _)| (at, &text[at + 1..]))
-        {
-            let line = line.lines().next().unwrap_or_default();
-            if let Some(name) = line.strip_prefix("fn ") {
-                test = name.split('(').next().unwrap_or_default();
-            }
-            let again = ["as_postgres(", "as_postgres_on_a_mount("];
-            if !again.iter().any(|call| {
-                line.trim_start()
-                    .trim_start_matches("if done_")
-                    .starts_with(call)
-            }) {
-                continue;
-            }
-            let named = text[at + 1..].split_once('(').and_then(|(_, rest)| {
-                let first = rest.trim_start();
-                first.starts_with('"').then(|| literal(first)).flatten()
-            });
-            if let Some(name) = named {
-                seen += 1;
-                if name != test {
-                    wrong.push(format!("{}: {test} calls itself {name}", shown(&path)));
-                }
+        for (test, name) in names_told(&read(&path)) {
+            seen += 1;
+            if name != test {
+                wrong.push(format!("{}: {test} calls itself {name}", shown(&path)));
             }
         }
     }
@@ -295,6 +266,30 @@ fn a_test_that_runs_itself_again_knows_its_name() {
         "only {seen} were found: is the rule out of date?"
     );
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Functions that run themselves again, with the names that they give for themselves.
+fn names_told(text: &str) -> Vec<(String, String)> {
+    let mut function = "";
+    let mut found = Vec::new();
+    let mut rest = text;
+    while let Some((line, after)) = rest.split_once('\n') {
+        let word = line.trim_start_matches("pub ").trim_start_matches("async ");
+        if let Some(name) = word.strip_prefix("fn ") {
+            function = name.split('(').next().unwrap_or_default();
+        }
+        let call = line.trim_start().trim_start_matches("if done_");
+        let again = call.starts_with("as_postgres(") || call.starts_with("as_postgres_on_a_mount(");
+        let argument = rest
+            .split_once('(')
+            .map(|(_, argument)| argument.trim_start());
+        if again && let Some(literal) = argument.and_then(|text| text.strip_prefix('"')) {
+            let name = literal.split('"').next().unwrap_or_default();
+            found.push((function.to_owned(), name.to_owned()));
+        }
+        rest = after;
+    }
+    found
 }
 
 /// The documents name tests as `file.rs::function`; a promise whose test is gone is none.
