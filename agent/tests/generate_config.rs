@@ -1,5 +1,8 @@
 //! `--generate-config` against a real PostgreSQL: what it writes can be started from.
 
+#[path = "common/again.rs"]
+mod again;
+
 use garden_agent::config::{Loader, generate};
 use garden_agent::exit::Exit;
 use nix::sys::signal::{Signal, kill};
@@ -11,28 +14,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-
-const TEST: &str = "a_running_server_becomes_a_configuration";
-
-/// PostgreSQL refuses to run as root: then the test runs itself again as the user `postgres`.
-fn done_as_postgres() -> bool {
-    if !nix::unistd::geteuid().is_root() {
-        return false;
-    }
-    let program = std::env::temp_dir().join(format!("garden-generate-{}", std::process::id()));
-    fs::copy(std::env::current_exe().expect("own program"), &program).expect("copy the test");
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("make it executable");
-    let status = Command::new("runuser")
-        .args(["-u", "postgres", "--"])
-        .arg(&program)
-        .args([TEST, "--exact", "--nocapture"])
-        .current_dir("/")
-        .status()
-        .expect("run the test as postgres");
-    fs::remove_file(&program).expect("clean up");
-    assert!(status.success(), "failed as user postgres");
-    true
-}
 
 fn bin_dir() -> PathBuf {
     if let Some(dir) = std::env::var_os("GARDEN_PG_BIN") {
@@ -141,7 +122,7 @@ fn generated(server: &Server, user: &str, output: &Path) -> Exit {
 
 #[test]
 fn a_running_server_becomes_a_configuration() {
-    if done_as_postgres() {
+    if again::done_as_postgres("a_running_server_becomes_a_configuration") {
         return;
     }
     let server = Server::start();

@@ -1,6 +1,9 @@
 //! The facts about a local PostgreSQL, taken from a real one: a primary and its standby, configured
 //! and started with what the driver writes.
 
+#[path = "common/again.rs"]
+mod again;
+
 use garden_agent::config::{
     AgentConfig, Credentials, CtlConfig, EtcdConfig, LogConfig, PostgresConfig, ReplicaMethod,
     RestApiConfig, WatchdogConfig, WatchdogMode,
@@ -26,27 +29,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-
-/// PostgreSQL refuses to run as root, and files that it reads must be its own. Under root the test runs
-/// itself again as the user `postgres`; `true` means that this has been done.
-fn done_as_postgres(test: &str) -> bool {
-    if !nix::unistd::geteuid().is_root() {
-        return false;
-    }
-    let program = std::env::temp_dir().join(format!("garden-facts-{}-{test}", std::process::id()));
-    fs::copy(std::env::current_exe().expect("own program"), &program).expect("copy the test");
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("make it executable");
-    let status = Command::new("runuser")
-        .args(["-u", "postgres", "--"])
-        .arg(&program)
-        .args([test, "--exact", "--nocapture"])
-        .current_dir("/")
-        .status()
-        .expect("run the test as postgres");
-    fs::remove_file(&program).expect("clean up");
-    assert!(status.success(), "{test} failed as user postgres");
-    true
-}
 
 /// Programs of the oldest installed version.
 fn bin_dir() -> PathBuf {
@@ -336,7 +318,7 @@ async fn started_primary(name: &str, port: u16, state: &mut ProbeState) -> Node 
 
 #[tokio::test]
 async fn primary_and_standby_are_seen_as_they_are() {
-    if done_as_postgres("primary_and_standby_are_seen_as_they_are") {
+    if again::done_as_postgres("primary_and_standby_are_seen_as_they_are") {
         return;
     }
     let mut state = ProbeState::default();
@@ -710,7 +692,7 @@ async fn check_shutdown(primary: &mut Node, state: &mut ProbeState) {
 
 #[tokio::test]
 async fn frozen_and_unwilling_servers_get_their_verdict_in_time() {
-    if done_as_postgres("frozen_and_unwilling_servers_get_their_verdict_in_time") {
+    if again::done_as_postgres("frozen_and_unwilling_servers_get_their_verdict_in_time") {
         return;
     }
     let mut state = ProbeState::default();
@@ -836,7 +818,7 @@ async fn check_sync_names(node: &Node, state: &mut ProbeState) {
 /// missing one means "do not verify".
 #[tokio::test]
 async fn a_leaf_that_is_its_own_anchor_is_accepted() {
-    if done_as_postgres("a_leaf_that_is_its_own_anchor_is_accepted") {
+    if again::done_as_postgres("a_leaf_that_is_its_own_anchor_is_accepted") {
         return;
     }
     let mut node = Node::new("tls", 22030);

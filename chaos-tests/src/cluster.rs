@@ -339,10 +339,14 @@ impl Cluster {
 
     /// The end of every agent's log, for the message of a failed story.
     pub fn log_tails(&self) -> String {
+        self.tails(LOG_TAIL)
+    }
+
+    fn tails(&self, length: usize) -> String {
         let mut text = String::new();
         for member in &self.members {
             let log = member.log_since(0);
-            let from = log.len().saturating_sub(LOG_TAIL);
+            let from = log.len().saturating_sub(length);
             let from = (from..log.len())
                 .find(|at| log.is_char_boundary(*at))
                 .unwrap_or(log.len());
@@ -353,6 +357,20 @@ impl Cluster {
     }
 }
 
+/// What the agents said last in the clusters that have ended since it was asked before. A story's clusters
+/// and their files are gone when its failure is told.
+pub fn last_words() -> String {
+    std::mem::take(
+        &mut *LAST_WORDS
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner),
+    )
+}
+
+static LAST_WORDS: Mutex<String> = Mutex::new(String::new());
+
+/// Bytes of each log in them.
+const LAST_WORDS_TAIL: usize = 8000;
 /// Bytes of each log in the message of a failed story.
 const LOG_TAIL: usize = 2000;
 /// Marks the directory of a cluster that was left running.
@@ -361,6 +379,10 @@ const KEPT: &str = "KEPT";
 impl Drop for Cluster {
     fn drop(&mut self) {
         let failed = std::thread::panicking();
+        LAST_WORDS
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .push_str(&self.tails(LAST_WORDS_TAIL));
         let mut janitor = self
             .janitor
             .lock()

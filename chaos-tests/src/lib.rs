@@ -81,11 +81,13 @@ use std::future::Future;
 /// # Panics
 /// When the story fails; that is how a test reports.
 pub fn story<F: Future<Output = anyhow::Result<()>>>(name: &str, body: F) {
+    let _earlier = cluster::last_words();
     let outcome = (|| {
         let _turn = turn()?;
         runtime()?.block_on(body)
     })();
     if let Err(error) = outcome {
+        eprintln!("{}", cluster::last_words());
         panic!("{name}: {error:#}");
     }
 }

@@ -118,11 +118,12 @@ async fn both_tools(released: &Released, cluster: &Cluster) -> Result<()> {
 }
 
 /// The permanent slots, and a slot for each other member, are on every member, whichever kind leads; a copy
-/// of the logical one restarts a standby of either kind.
+/// of the logical one restarts a standby of either kind: one at a time, not while another is away, and not
+/// twice within half a minute, or a minute the next time.
 async fn slots(cluster: &Cluster) -> Result<()> {
     let sql = "SELECT coalesce(string_agg(slot_name::text, ',' ORDER BY slot_name), '') \
         FROM pg_replication_slots WHERE slot_type = 'physical'";
-    wait::until("physical slots on every member", NOTICED, || async {
+    wait::until("slots on every member", SETTLE_LIMIT, || async {
         for (index, member) in cluster.members().iter().enumerate() {
             let found = asked(cluster, index, sql).await.map_err(|e| format!("{e:#}"))?;
             let others = cluster.members().iter().filter(|m| m.name != member.name);

@@ -21,6 +21,7 @@ pub mod validate;
 pub mod value;
 pub mod yaml;
 
+pub use effective::RECOVERY;
 pub(crate) use effective::percent_decode;
 pub use error::ConfigError;
 pub use local::{LocalConfig, clamp};

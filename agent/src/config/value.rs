@@ -230,15 +230,16 @@ fn split_real(text: &str) -> Option<(f64, &str)> {
     Some((text.get(..end)?.parse().ok()?, text.get(end..)?))
 }
 
-const MEMORY: [(&str, f64); 5] = [
+/// PostgreSQL's units of memory, in bytes.
+pub(crate) const MEMORY: [(&str, f64); 5] = [
     ("B", 1.0),
     ("kB", 1024.0),
     ("MB", 1_048_576.0),
     ("GB", 1_073_741_824.0),
     ("TB", 1_099_511_627_776.0),
 ];
-/// In microseconds.
-const TIME: [(&str, f64); 6] = [
+/// Its units of time, in microseconds.
+pub(crate) const TIME: [(&str, f64); 6] = [
     ("us", 1.0),
     ("ms", 1e3),
     ("s", 1e6),

@@ -9,36 +9,15 @@
 pub use super::units::{Setting, human, parse_bool, parse_int, parse_real, same_value};
 
 use super::context::{PgContext, ProgramError, SHORT_PROGRAM_LIMIT};
+use crate::config::RECOVERY;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Never written: where these are is decided on the command line.
 const NEVER_WRITTEN: [&str; 2] = ["config_file", "data_directory"];
 
-/// The settings of recovery, which are written only for standbys (`configuration.md` 8.4).
-pub const RECOVERY_SETTINGS: [&str; 18] = [
-    "archive_cleanup_command",
-    "pause_at_recovery_target",
-    "primary_conninfo",
-    "primary_slot_name",
-    "promote_trigger_file",
-    "recovery_end_command",
-    "recovery_min_apply_delay",
-    "recovery_target",
-    "recovery_target_action",
-    "recovery_target_inclusive",
-    "recovery_target_lsn",
-    "recovery_target_name",
-    "recovery_target_time",
-    "recovery_target_timeline",
-    "recovery_target_xid",
-    "restore_command",
-    "standby_mode",
-    "trigger_file",
-];
-
-/// Whether a name is one of [`RECOVERY_SETTINGS`].
+/// Whether a setting is one of recovery, which are written only for standbys (`configuration.md` 8.4).
 pub fn is_recovery_setting(name: &str) -> bool {
-    RECOVERY_SETTINGS.contains(&name)
+    RECOVERY.contains(&name)
 }
 
 /// Settings that passed the check, and a sentence for each that did not.

@@ -1,5 +1,7 @@
 //! What the values of settings mean: numbers, units, and comparison with the running server.
 
+use crate::config::value::{MEMORY, TIME};
+
 /// `on`, `true`, `yes`, `1` and their opposites in any case (`configuration.md` 3.2).
 pub fn parse_bool(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
@@ -17,22 +19,6 @@ enum Family {
     /// Microseconds.
     Time,
 }
-
-const MEMORY: [(&str, f64); 5] = [
-    ("B", 1.0),
-    ("kB", 1024.0),
-    ("MB", 1_048_576.0),
-    ("GB", 1_073_741_824.0),
-    ("TB", 1_099_511_627_776.0),
-];
-const TIME: [(&str, f64); 6] = [
-    ("us", 1.0),
-    ("ms", 1e3),
-    ("s", 1e6),
-    ("min", 6e7),
-    ("h", 3.6e9),
-    ("d", 8.64e10),
-];
 
 fn find_unit(name: &str) -> Option<(Family, f64)> {
     let find = |table: &[(&str, f64)]| table.iter().find(|(n, _)| *n == name).map(|(_, f)| *f);

@@ -2,6 +2,7 @@
 
 use super::text;
 use crate::fuzz::Seen;
+use garden_agent::config::RECOVERY;
 use garden_agent::foreign;
 use garden_agent::postgres::guc::{self, Setting};
 use garden_agent::postgres::{controldata as control, pgdata};
@@ -109,9 +110,7 @@ pub fn auto_conf(input: &[u8]) -> Seen {
         if kept.next_if_eq(&line).is_none() {
             let name = line.trim_start().to_ascii_lowercase();
             assert!(
-                guc::RECOVERY_SETTINGS
-                    .iter()
-                    .any(|setting| name.starts_with(setting)),
+                RECOVERY.iter().any(|setting| name.starts_with(setting)),
                 "{line:?} is gone"
             );
         }
@@ -121,11 +120,9 @@ pub fn auto_conf(input: &[u8]) -> Seen {
         line.strip_prefix(name)
             .is_some_and(|rest| rest.trim_start().starts_with('='))
     };
-    let left = cleaned.lines().find(|line| {
-        guc::RECOVERY_SETTINGS
-            .iter()
-            .any(|name| sets(line.trim_start(), name))
-    });
+    let left = cleaned
+        .lines()
+        .find(|line| RECOVERY.iter().any(|name| sets(line.trim_start(), name)));
     assert_eq!(left, None);
     Seen::Accepted
 }

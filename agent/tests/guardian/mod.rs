@@ -1,5 +1,8 @@
 //! A PostgreSQL of its own under a guardian of its own, as the user `postgres`.
 
+#[path = "../common/again.rs"]
+mod again;
+
 use garden_agent::guardian::fence::{Scope, Sweeper};
 use garden_agent::guardian::{self, AttachOptions, GuardianClient, GuardianEvent, Hello};
 use proto::time::MonoTime;
@@ -21,27 +24,19 @@ pub const LIMIT: Duration = Duration::from_secs(20);
 /// F of the default profile.
 pub const FENCE_BOUND: Duration = Duration::from_millis(500);
 
-/// PostgreSQL refuses to run as root, so a test that root runs runs itself again as `postgres`.
+/// Runs a test as the user `postgres`; `test` is its own name.
 pub fn as_postgres(test: &str, body: impl FnOnce()) {
-    if !nix::unistd::geteuid().is_root() {
-        return body();
+    // Its own run takes the lock, too, by making a cluster.
+    let alone = nix::unistd::geteuid().is_root().then(|| {
+        ALONE
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    });
+    let done = again::done_as_postgres(test);
+    drop(alone);
+    if !done {
+        body();
     }
-    let _alone = ALONE
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
-    let status = Command::new("setpriv")
-        .args([
-            "--reuid=postgres",
-            "--regid=postgres",
-            "--init-groups",
-            "--",
-        ])
-        .arg(std::env::current_exe().expect("the path of this program"))
-        .args([test, "--exact", "--nocapture"])
-        .current_dir("/")
-        .status()
-        .expect("setpriv");
-    assert!(status.success(), "{test} failed as user postgres");
 }
 
 fn options(dir: &Path) -> AttachOptions {

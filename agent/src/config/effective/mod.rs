@@ -15,6 +15,7 @@ mod read;
 mod sections;
 
 pub(crate) use etcd::percent_decode;
+pub use parameters::RECOVERY;
 pub(super) use parameters::{CONTROLLED, Rule};
 
 use super::error::ConfigError;

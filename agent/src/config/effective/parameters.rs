@@ -46,7 +46,7 @@ pub(in crate::config) const CONTROLLED: &[(&str, &str, Rule)] = &[
 ];
 
 /// The settings of recovery, which live in `recovery_conf` (`configuration.md` 8.4).
-const RECOVERY: [&str; 18] = [
+pub const RECOVERY: [&str; 18] = [
     "archive_cleanup_command",
     "pause_at_recovery_target",
     "primary_conninfo",

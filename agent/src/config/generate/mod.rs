@@ -154,21 +154,14 @@ fn template(environment: &Captured) -> Map<String, Value> {
     let (layer, _) = env::layer(environment);
     merge::patch(&mut doc, &layer);
     // Without a store nothing starts; Patroni leaves it to the reader to notice.
-    if !STORES.iter().any(|kind| doc.contains_key(*kind)) {
+    if !super::validate::STORES
+        .iter()
+        .any(|kind| doc.contains_key(*kind))
+    {
         doc.insert(String::from("etcd3"), json!({"hosts": [FIXME]}));
     }
     doc
 }
-
-const STORES: [&str; 7] = [
-    "consul",
-    "etcd",
-    "etcd3",
-    "exhibitor",
-    "kubernetes",
-    "raft",
-    "zookeeper",
-];
 
 fn controlled_defaults() -> Map<String, Value> {
     CONTROLLED

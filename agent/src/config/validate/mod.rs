@@ -7,6 +7,8 @@ mod checks;
 mod schema;
 mod world;
 
+pub(super) use schema::STORES;
+
 pub(super) use world::World;
 
 use super::value::{parse_int, python_text, truthy};
@@ -277,8 +279,8 @@ impl Checker<'_> {
     }
 
     fn store(&mut self, doc: &Map<String, Value>) {
-        if schema::none_of(doc, &schema::STORES) {
-            for kind in schema::STORES {
+        if schema::none_of(doc, &STORES) {
+            for kind in STORES {
                 self.undefined(kind);
             }
         }

@@ -312,7 +312,7 @@ pub(super) const TAGS: &[&[Field]] = &[
 ];
 
 /// The kinds of stores that Patroni knows.
-pub(super) const STORES: [&str; 7] = [
+pub(crate) const STORES: [&str; 7] = [
     "consul",
     "etcd",
     "etcd3",
