@@ -125,10 +125,9 @@ impl Cluster {
     /// named where the mode asks for one.
     ///
     /// # Errors
-    /// When that does not happen within `limit`; says what is missing and shows the logs' ends.
+    /// When that does not happen within `limit`; says what is missing.
     pub async fn settle(&self, limit: Duration) -> Result<Settled> {
-        let settled = wait::until("a settled cluster", limit, || self.look()).await;
-        settled.with_context(|| self.log_tails())
+        wait::until("a settled cluster", limit, || self.look()).await
     }
 
     /// Waits until the cluster has been settled, the same way, for `rest` without a break.
@@ -337,16 +336,11 @@ impl Cluster {
         Ok(())
     }
 
-    /// The end of every agent's log, for the message of a failed story.
-    pub fn log_tails(&self) -> String {
-        self.tails(LOG_TAIL)
-    }
-
-    fn tails(&self, length: usize) -> String {
+    fn tails(&self) -> String {
         let mut text = String::new();
         for member in &self.members {
             let log = member.log_since(0);
-            let from = log.len().saturating_sub(length);
+            let from = log.len().saturating_sub(LOG_TAIL);
             let from = (from..log.len())
                 .find(|at| log.is_char_boundary(*at))
                 .unwrap_or(log.len());
@@ -370,9 +364,7 @@ pub fn last_words() -> String {
 static LAST_WORDS: Mutex<String> = Mutex::new(String::new());
 
 /// Bytes of each log in them.
-const LAST_WORDS_TAIL: usize = 8000;
-/// Bytes of each log in the message of a failed story.
-const LOG_TAIL: usize = 2000;
+const LOG_TAIL: usize = 8000;
 /// Marks the directory of a cluster that was left running.
 const KEPT: &str = "KEPT";
 
@@ -382,7 +374,7 @@ impl Drop for Cluster {
         LAST_WORDS
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .push_str(&self.tails(LAST_WORDS_TAIL));
+            .push_str(&self.tails());
         let mut janitor = self
             .janitor
             .lock()

@@ -5,7 +5,7 @@ use crate::binaries::{self, Binaries};
 use crate::builder::Builder;
 use crate::cluster::{Cluster, Settled};
 use crate::member::Member;
-use crate::steps::SETTLE_LIMIT;
+use crate::steps::{REST, SETTLE_LIMIT};
 use crate::store::{self, Way};
 use crate::template::SCOPE;
 use crate::wait;
@@ -90,7 +90,10 @@ impl Released {
         candidate: usize,
     ) -> Result<Settled> {
         let before = wait::until("a candidate that may lead", SETTLE_LIMIT, || async {
-            let now = cluster.look().await?;
+            // A standby that is about to be restarted, for a copy of a slot say, is synchronous no longer
+            // when the request arrives.
+            let rested = cluster.steady(REST, SETTLE_LIMIT).await;
+            let now = rested.map_err(|error| format!("{error:#}"))?;
             match now.synchronous.is_empty() || now.synchronous.contains(&candidate) {
                 true => Ok(now),
                 false => Err(format!("node{} is not synchronous: {now:?}", candidate + 1)),
@@ -109,7 +112,9 @@ impl Released {
             "--force",
         ];
         let begin = Instant::now();
-        self.ctl(cluster, tool, &args).await?;
+        let output = self.ctl(cluster, tool, &args).await?;
+        // patronictl ends with 0 also when the leader has refused.
+        ensure!(!output.contains("Switchover failed"), "{tool:?}: {output}");
         let measured =
             crate::steps::measure(cluster, writer, begin, |now| now.leader == candidate).await?;
         println!(

@@ -273,14 +273,14 @@ impl Cluster {
     /// When it does not.
     pub async fn led_by(&self, leader: usize) -> Result<crate::Settled> {
         let what = format!("node{} to lead", leader + 1);
-        let settled = wait::until(&what, crate::steps::SETTLE_LIMIT, || async {
+        wait::until(&what, crate::steps::SETTLE_LIMIT, || async {
             let settled = self.look().await?;
             if settled.leader == leader {
                 Ok(settled)
             } else {
                 Err(format!("node{} leads", settled.leader + 1))
             }
-        });
-        settled.await.with_context(|| self.log_tails())
+        })
+        .await
     }
 }

@@ -203,7 +203,7 @@ pub async fn measure(
             Err("it is as it was before".to_owned())
         }
     });
-    let settled = settled.await.with_context(|| cluster.log_tails())?;
+    let settled = settled.await?;
     let ack = writer.wait_ack_after(Instant::now(), SETTLE_LIMIT).await?;
     Ok(Measured {
         from,

@@ -178,6 +178,8 @@ fn one_patroni_member_beside_two_of_ours() {
             .await?;
         let first = cluster.settle(BOOTSTRAP_LIMIT).await?;
         cluster.patch(permanent_slots()).await?;
+        // The copies restart the standbys: until then none of them may be a candidate.
+        slots(&cluster).await?;
         held(&cluster, Way::Compatible, SWITCHED).await?;
         let writer = Writer::through_haproxy(&cluster).await?;
         if first.leader == PATRONI {

@@ -40,8 +40,7 @@ async fn is_everywhere(cluster: &Cluster, slot: &str) -> Result<()> {
         }
         Ok(())
     };
-    let all = wait::until(&what, COPIED, look).await;
-    all.with_context(|| cluster.log_tails())
+    wait::until(&what, COPIED, look).await
 }
 
 /// The primary keeps what the copies on both standbys need.

@@ -294,7 +294,7 @@ async fn begin(cluster: &Cluster) -> Result<()> {
                 other => Err(format!("{other:?}")),
             }
         });
-        up.await.with_context(|| cluster.log_tails())?;
+        up.await?;
     }
     cluster.settle(BOOTSTRAP_LIMIT).await.map(|_| ())
 }

@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result};
 use chaos_tests::bench::{self, Figures};
+use chaos_tests::cluster::last_words;
 use chaos_tests::ports::Ports;
 use chaos_tests::report::{median, table};
 use chaos_tests::{Binaries, Builder};
@@ -32,7 +33,7 @@ fn main() -> ExitCode {
     match run(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("{}\nerror: {error:#}", last_words());
             ExitCode::FAILURE
         }
     }

@@ -1,7 +1,7 @@
 //! `./deploy/demo`: a three-node cluster on this machine, four events, one table.
 
 use anyhow::{Context, Result};
-use chaos_tests::cluster::stop_kept;
+use chaos_tests::cluster::{last_words, stop_kept};
 use chaos_tests::demo::{self, PREFIX};
 use chaos_tests::ports::Ports;
 use chaos_tests::{Binaries, Builder};
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("{}\nerror: {error:#}", last_words());
             ExitCode::FAILURE
         }
     }

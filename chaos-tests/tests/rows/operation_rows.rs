@@ -344,8 +344,7 @@ async fn pre_promote_may_refuse(
         }
         Ok(now)
     })
-    .await
-    .with_context(|| cluster.log_tails())?;
+    .await?;
     ensure!(
         after.leader == b || after.leader == settled.leader,
         "{after:?}"
@@ -408,7 +407,7 @@ async fn crash_with_no_time_to_start(cluster: &Cluster, settled: &Settled) -> Re
         }
         Ok(now)
     });
-    after.await.with_context(|| cluster.log_tails())
+    after.await
 }
 
 async fn crash_with_time_to_start(cluster: &Cluster, settled: Settled) -> Result<Settled> {
@@ -428,7 +427,6 @@ async fn crash_with_time_to_start(cluster: &Cluster, settled: Settled) -> Result
         }
     })
     .await
-    .with_context(|| cluster.log_tails())
 }
 
 /// The WAL receiver of the only other member is held while the leader writes; then the leader is lost.

@@ -1,7 +1,7 @@
 //! A standby cluster: its leader follows the primary of another cluster.
 
 use super::{name, text};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use chaos_tests::steps::{BOOTSTRAP_LIMIT, SETTLE_LIMIT};
 use chaos_tests::{Builder, Cluster, Fault, Member, story, wait};
 use serde_json::{Value, json};
@@ -68,8 +68,7 @@ async fn everywhere(cluster: &Cluster, sql: &str, wanted: &str) -> Result<()> {
 /// leader so, which takes only such a member for a candidate.
 async fn cascades(cluster: &Cluster, remote: u16) -> Result<usize> {
     let what = "a standby leader and its standby";
-    let found = wait::until(what, SETTLE_LIMIT, || look(cluster, remote));
-    found.await.with_context(|| cluster.log_tails())
+    wait::until(what, SETTLE_LIMIT, || look(cluster, remote)).await
 }
 
 async fn look(cluster: &Cluster, remote: u16) -> Result<usize, String> {

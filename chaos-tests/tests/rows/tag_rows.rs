@@ -1,7 +1,7 @@
 //! Tags: who may lead, who is copied from, who follows whom, and who takes reads.
 
 use super::{name, refused, text};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use chaos_tests::operate::NOTICED;
 use chaos_tests::steps::{BOOTSTRAP_LIMIT, SETTLE_LIMIT};
 use chaos_tests::{Builder, Cluster, story, wait};
@@ -120,7 +120,7 @@ async fn priority_decides_between_equals(cluster: &Cluster) -> Result<()> {
         }
         Ok(now)
     });
-    let after = after.await.with_context(|| cluster.log_tails())?;
+    let after = after.await?;
     ensure!(
         after.leader == 3,
         "the higher priority wins: {}",

@@ -141,6 +141,11 @@ fn leader_down(cx: &mut Cx, tenure: Tenure) -> Reason {
     if let Some(reason) = too_early(cx) {
         return reason;
     }
+    // What is started now is stopped again at once (`decide::lease_runs_out`), over and over.
+    if cx.o.now >= tenure.soft_deadline && !cx.paused() {
+        cx.wake(tenure.deadline);
+        return Reason::LeaseSpent;
+    }
     let state =
         cx.o.postgres
             .control

@@ -81,6 +81,30 @@ fn a_scheduled_restart_keeps_its_conditions() {
     }
 }
 
+/// What it starts now is stopped again at once: its lease is almost over. It came up as a standby and went
+/// down some four times before the deadline (L10).
+#[test]
+fn a_leader_that_has_almost_no_lease_left_starts_nothing() {
+    let at = |seconds: u64| {
+        let crashed = scene("node1", json!({}), json!({})).down().with(|scene| {
+            scene.o.now = NOW + Duration::from_secs(seconds);
+            scene.o.dcs.confirmed = false;
+            scene.m.role = Some(PgRole::Replica);
+        });
+        let (decision, _) = crashed.decide();
+        (crashed.job(), decision.wake_at.since(crashed.o.now))
+    };
+    let ((rule, job), _) = at(10);
+    assert_eq!(rule, "start-for-promotion");
+    assert!(matches!(job, Some(Job::StartStandby { .. })), "{job:?}");
+    let ((rule, job), wake) = at(25);
+    assert_eq!((rule.as_str(), job), ("lease-spent", None));
+    assert!(
+        wake < Duration::from_secs(5),
+        "it looks again when the lease is over: {wake:?}"
+    );
+}
+
 /// Its disk was full: it started as a standby, ended in the promotion, was started again, and each start
 /// that succeeded made it forget the promotions that had not. It kept the lock for minutes (L10).
 #[test]
