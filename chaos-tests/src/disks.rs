@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// Enough for the WAL that is kept and the little data that there is.
-const MEGABYTES: u64 = 900;
+const MEGABYTES: u64 = 4096;
 
 /// Moves this process into a mount namespace of its own. Before any other thread is started.
 ///

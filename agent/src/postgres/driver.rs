@@ -642,11 +642,7 @@ async fn configure(shared: &Shared, wanted: WantedConf, callbacks: &Callbacks) -
     shared.wanted.send_replace(Some(wanted.clone()));
     let standby = pgdata::has_signal_file(&shared.ctx.data_dir());
     let upstream = shared.applied.borrow().upstream.clone();
-    let mut state = shared.conf_state(standby, &upstream);
-    state.as_primary = wanted.as_primary;
-    // Without an order the cautious names stay: a standby's are never empty (S3, `Shared::start_names`).
-    state.sync_names = wanted.sync_names.or(state.sync_names);
-    state.generation = wanted.generation;
+    let state = shared.conf_ordered(wanted.clone(), standby, &upstream);
     let written = shared.write_conf(&state).await;
     if let Err(err) = written {
         return TaskResult::Failed(chain(&err));

@@ -8,11 +8,9 @@ use super::controldata::ControlError;
 use super::pgdata;
 use super::tool::{self, Tool, ToolError};
 use crate::guardian::{GuardianClient, GuardianError};
-use proto::config::SyncMode;
 use proto::core::decision::WantedConf;
 use proto::core::job::{Failure, JobEnd, Upstream};
 use proto::core::observation::{AppliedConf, Lineage};
-use proto::core::sync;
 use proto::ids::JobId;
 use std::collections::BTreeSet;
 use std::io;
@@ -79,39 +77,29 @@ impl Shared {
     }
 
     /// The configuration for a server that starts or changes its upstream now.
-    ///
-    /// A stored promise wins over every order to stream: only [`super::Postgres::withdraw`] lifts it
-    /// (S19).
     pub fn conf_state(&self, standby: bool, follow: &Upstream) -> ConfState {
-        let cut_off = self.promised();
-        let wanted = self.wanted.borrow().clone();
+        let wanted = self.wanted.borrow();
+        let wanted = WantedConf::at_start(wanted.as_ref(), &self.ctx.cluster(), standby);
+        self.conf_of(wanted, standby, follow)
+    }
+
+    /// The configuration for a server that gets this order.
+    pub fn conf_ordered(&self, order: WantedConf, standby: bool, follow: &Upstream) -> ConfState {
+        let with = WantedConf::at_start(Some(&order), &self.ctx.cluster(), standby);
+        self.conf_of(order.carried_out(with), standby, follow)
+    }
+
+    fn conf_of(&self, wanted: WantedConf, standby: bool, follow: &Upstream) -> ConfState {
+        let promised = self.promised();
         ConfState {
-            upstream: if standby && !cut_off {
-                follow.clone()
-            } else {
-                Upstream::None
-            },
-            cut_off: standby && cut_off,
-            as_primary: !standby,
-            sync_names: self.start_names(standby, wanted.as_ref()),
-            generation: wanted.map_or(0, |w| w.generation),
+            upstream: follow.allowed(standby, promised),
+            cut_off: standby && promised,
+            as_primary: wanted.as_primary,
+            sync_names: wanted.sync_names,
+            generation: wanted.generation,
             standby,
             ..ConfState::default()
         }
-    }
-
-    /// `synchronous_standby_names` for a start. A primary whose names nobody has told us yet gets the
-    /// placeholder, so that it acknowledges nothing until the rules have spoken (S9). A standby has it too,
-    /// [`proto::core::sync::standby_names`].
-    fn start_names(&self, standby: bool, wanted: Option<&WantedConf>) -> Option<String> {
-        let cluster = self.ctx.cluster();
-        if cluster.synchronous_mode == SyncMode::Off {
-            return None;
-        }
-        let told = wanted
-            .filter(|w| w.as_primary != standby)
-            .and_then(|w| w.sync_names.clone());
-        Some(told.unwrap_or_else(sync::placeholder))
     }
 
     /// Whether a promise is stored, or might be: torn state counts as a promise.

@@ -69,6 +69,7 @@ pub struct Held {
     entries: Vec<etcd_api::Entry>,
     paused: bool,
     mode_changed: bool,
+    record_garbled: bool,
 }
 
 impl Trouble {
@@ -163,6 +164,7 @@ pub async fn heal(cluster: &Cluster, network: Option<&Network>, held: &mut Held)
     for entry in std::mem::take(&mut held.entries) {
         etcd_api::put(&etcd_ports(cluster), &entry.key, &entry.value).await?;
     }
+    etcd::heal(cluster, held).await?;
     operator::heal(cluster, held).await
 }
 

@@ -2,6 +2,7 @@
 
 use super::job::{Job, Upstream};
 use super::observation::Task;
+use crate::config::ClusterConfig;
 use crate::dcs::txn::Txn;
 use crate::dcs::{PgRole, PgState};
 use crate::ids::{Epoch, JobId, MemberName};
@@ -250,6 +251,34 @@ pub struct WantedConf {
     pub sync_names: Option<String>,
     /// For a primary, or for a standby.
     pub as_primary: bool,
+}
+
+impl WantedConf {
+    /// What a server is configured with that starts now or changes its upstream, after the last `order`.
+    ///
+    /// A primary whose names nobody has ordered yet gets the placeholder, so that it acknowledges nothing until
+    /// the rules have spoken (S9). A standby has it too ([`super::sync::standby_names`]).
+    pub fn at_start(order: Option<&Self>, config: &ClusterConfig, standby: bool) -> Self {
+        let ordered = order
+            .filter(|order| order.as_primary != standby)
+            .and_then(|order| order.sync_names.clone());
+        Self {
+            generation: order.map_or(0, |order| order.generation),
+            sync_names: config
+                .is_synchronous()
+                .then(|| ordered.unwrap_or_else(super::sync::placeholder)),
+            as_primary: !standby,
+        }
+    }
+
+    /// What a server is configured with that gets this order, where it would start `with` that. Without names in
+    /// the order the cautious ones stay: a standby's are never empty (S3).
+    pub fn carried_out(self, with: Self) -> Self {
+        Self {
+            sync_names: self.sync_names.or(with.sync_names),
+            ..self
+        }
+    }
 }
 
 /// The slots that should exist, and how far they should be.

@@ -32,6 +32,15 @@ pub enum Upstream {
 }
 
 impl Upstream {
+    /// Where a server streams from that is to follow this: a stored promise wins over every order, until it is
+    /// withdrawn (S19).
+    pub fn allowed(&self, standby: bool, promised: bool) -> Self {
+        match standby && !promised {
+            true => self.clone(),
+            false => Self::None,
+        }
+    }
+
     /// Whether WAL can be streamed from there: a remote source may be an archive alone.
     pub fn streams(&self) -> bool {
         match self {

@@ -825,10 +825,12 @@ impl World {
         let standby = self.nodes[n].disk.signal;
         let upstream = self.agent(n).applied.upstream.clone();
         let mut conf = self.conf_state(n, standby, &upstream);
-        if let Some(wanted) = self.agent(n).wanted.clone() {
-            conf.as_primary = wanted.as_primary;
-            conf.sync_names = wanted.sync_names.unwrap_or(conf.sync_names);
-            conf.generation = wanted.generation;
+        if let Some(order) = self.agent(n).wanted.clone() {
+            let with = WantedConf::at_start(Some(&order), &self.agent(n).s.cluster, standby);
+            let order = order.carried_out(with);
+            conf.as_primary = order.as_primary;
+            conf.sync_names = order.sync_names.unwrap_or_default();
+            conf.generation = order.generation;
         }
         let mut result = TaskResult::Done;
         match self.nodes[n].pg.run {
@@ -844,31 +846,15 @@ impl World {
         self.task_done(n, Task::Configure, result, None);
     }
 
-    /// `Shared::conf_state`: a promise wins over every order to stream, and names that nobody told us
-    /// are the cautious ones.
     pub fn conf_state(&mut self, n: usize, standby: bool, follow: &Upstream) -> AppliedConf {
-        let cut_off = self.nodes[n].disk.promised.is_some();
+        let promised = self.nodes[n].disk.promised.is_some();
         let agent = self.agent(n);
-        let told = agent
-            .wanted
-            .clone()
-            .filter(|w| w.as_primary != standby)
-            .and_then(|w| w.sync_names);
-        let cluster = &agent.s.cluster;
-        let names = match told {
-            _ if !cluster.is_synchronous() => String::new(),
-            Some(told) => told,
-            None => proto::ids::STRICT_PLACEHOLDER.to_owned(),
-        };
+        let conf = WantedConf::at_start(agent.wanted.as_ref(), &agent.s.cluster, standby);
         AppliedConf {
-            generation: agent.wanted.as_ref().map_or(0, |w| w.generation),
-            upstream: if standby && !cut_off {
-                follow.clone()
-            } else {
-                Upstream::None
-            },
-            sync_names: names,
-            as_primary: !standby,
+            generation: conf.generation,
+            upstream: follow.allowed(standby, promised),
+            sync_names: conf.sync_names.unwrap_or_default(),
+            as_primary: conf.as_primary,
         }
     }
 

@@ -1,9 +1,13 @@
 //! etcd, and what is in it.
 
-use super::Scene;
+use super::{Held, Scene, etcd_ports};
+use crate::cluster::Cluster;
 use crate::etcd_api;
 use crate::fault::Fault;
+use crate::session;
+use crate::steps::SETTLE_LIMIT;
 use crate::template::SCOPE;
+use crate::wait;
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
@@ -62,7 +66,10 @@ impl EtcdFault {
             Self::LeaseRevoked => etcd_api::revoke_lease_of(&ports, &key("leader")).await,
             Self::LeaderDeleted => etcd_api::delete(&ports, &key("leader")).await,
             Self::RecordDeleted => etcd_api::delete(&ports, &key("record")).await,
-            Self::RecordGarbage => etcd_api::put(&ports, &key("record"), GARBAGE).await,
+            Self::RecordGarbage => {
+                scene.held.record_garbled = true;
+                etcd_api::put(&ports, &key("record"), GARBAGE).await
+            }
             Self::KeysGarbage => {
                 // A person puts the configuration right afterwards; the rest the agents write anew.
                 let config = etcd_api::get(&ports, &key("config")).await?;
@@ -87,6 +94,39 @@ impl EtcdFault {
             }
         }
     }
+}
+
+/// What `docs/how-to/troubleshoot.md` asks of the operator: a record that cannot be read is deleted, once no
+/// PostgreSQL is a primary any more.
+pub(super) async fn heal(cluster: &Cluster, held: &mut Held) -> Result<()> {
+    if !std::mem::take(&mut held.record_garbled) {
+        return Ok(());
+    }
+    let (ports, key) = (etcd_ports(cluster), format!("/service/{SCOPE}/record"));
+    wait::until(
+        "a record that can be read, or no primary",
+        SETTLE_LIMIT,
+        || async {
+            // Another fault, or a member that had not seen the garbage, may have written over it.
+            if !etcd_api::get(&ports, &key)
+                .await
+                .is_ok_and(|entry| entry.value == GARBAGE)
+            {
+                return Ok(());
+            }
+            for member in cluster.members() {
+                if let Ok(client) = session::client(member.postgres_port).await
+                    && session::timeline(&client).await.is_ok()
+                {
+                    return Err(format!("{} is a primary", member.name));
+                }
+            }
+            etcd_api::delete(&ports, &key)
+                .await
+                .map_err(|error| format!("{error:#}"))
+        },
+    )
+    .await
 }
 
 async fn signal_leader(scene: &Scene<'_>, signal: Signal) -> Result<()> {

@@ -155,7 +155,10 @@ async fn pause(scene: &mut Scene<'_>) -> Result<()> {
 }
 
 async fn resume(cluster: &Cluster, held: &mut Held) -> Result<()> {
-    cluster.ctl_ok(&["resume", SCOPE]).await?;
+    let (status, output) = cluster.ctl(&["resume", SCOPE]).await?;
+    // Where etcd was away, the pause may never have begun.
+    let resumed = status.success() || output.contains("Cluster is not paused");
+    ensure!(resumed, "resume: {output}");
     held.paused = false;
     Ok(())
 }
