@@ -282,7 +282,7 @@ impl World {
         let upto = self.store.log.len();
         for n in 0..self.nodes.len() {
             let inc = self.inc(n);
-            let Some(agent) = self.nodes[n].agent.as_ref().filter(|a| a.live) else {
+            let Some(agent) = self.nodes[n].agent.as_ref().filter(|a| a.watched.is_live()) else {
                 continue;
             };
             if agent.watch_broken || agent.cluster_id != self.store.snap.cluster_id {

@@ -18,12 +18,14 @@ use proto::core::observation::{
 };
 use proto::core::{Memory, Observation, txns};
 use proto::dcs::txn::{Op, Txn, TxnOutcome};
-use proto::dcs::{ClusterView, FencePromise, Key, LeaseRecord, PgRole, RecordState, Snapshot};
+use proto::dcs::{
+    ClusterView, FencePromise, Key, LeaseRecord, PgRole, RecordState, Snapshot, Watched,
+};
 use proto::fence::Basis;
 use proto::ids::{Epoch, LeaseId, MemberName, Revision, SystemId};
 use proto::time::{MonoTime, WallTime};
 use proto::wal::{Lsn, Timeline};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -57,16 +59,13 @@ pub struct Agent {
     probe_at: T,
     pub pending: BTreeMap<u64, For>,
     // The watch.
-    snap: Snapshot,
-    pub live: bool,
+    pub watched: Watched,
     pub watch: u32,
     pub watch_broken: bool,
     pub watch_last: T,
     cursor: usize,
-    watched: Revision,
     /// Reads in a row that were older than what the watch has brought.
     backward: u32,
-    own: VecDeque<(Txn, LeaseId, Revision)>,
     pub cluster_id: u64,
     alive_at: Option<MonoTime>,
     behind_since: Option<MonoTime>,
@@ -118,15 +117,12 @@ impl World {
             probe_every: Duration::from_secs(1),
             probe_at: 0,
             pending: BTreeMap::new(),
-            snap: Snapshot::default(),
-            live: false,
+            watched: Watched::default(),
             watch: 0,
             watch_broken: false,
             watch_last: 0,
             cursor: 0,
-            watched: Revision(0),
             backward: 0,
-            own: VecDeque::new(),
             cluster_id: self.store.snap.cluster_id,
             alive_at: None,
             behind_since: None,
@@ -515,7 +511,7 @@ impl World {
     // --- the view ---------------------------------------------------------------------------------
 
     fn list(&mut self, n: usize) {
-        self.agent(n).live = false;
+        self.agent(n).watched.gap();
         self.request(n, Req::Read, 3 * SEC, For::List);
     }
 
@@ -531,7 +527,7 @@ impl World {
         let agent = self.agent(n);
         // One read of the past is nothing; many in a row mean that the store went back (S23).
         let same = snapshot.cluster_id == agent.cluster_id;
-        let back = same && snapshot.revision < agent.watched;
+        let back = same && snapshot.revision < agent.watched.upto();
         agent.backward = if back { agent.backward + 1 } else { 0 };
         if back && agent.backward < BACKWARD_READS_MAX {
             self.cover("read-of-the-past");
@@ -544,7 +540,6 @@ impl World {
             agent.o.dcs.view = None;
             agent.o.dcs.held = None;
             agent.o.dcs.record_seen = None;
-            agent.own.clear();
             self.tell(n, Tag::Etcd, || "etcd is another cluster".into());
             let inc = self.inc(n);
             self.decide(n);
@@ -555,15 +550,9 @@ impl World {
         let agent = self.agent(n);
         agent.watch = watch;
         agent.watch_broken = false;
-        agent.live = true;
         agent.cursor = log;
-        agent.watched = snapshot.revision;
-        agent.snap = snapshot.clone();
-        let own = agent.own.clone();
-        for (txn, session, revision) in own.iter().filter(|(_, _, at)| *at > agent.watched) {
-            agent.snap.apply_own(txn, *session, *revision);
-        }
-        agent.o.dcs.view = Some(ClusterView::read(&agent.snap));
+        agent.watched.list(snapshot.clone(), same && !back);
+        agent.o.dcs.view = Some(ClusterView::read(agent.watched.snapshot()));
         agent.alive_at = Some(now);
         let inc = self.inc(n);
         self.after(CHECK_EVERY, Ev::Check { n, inc });
@@ -574,7 +563,7 @@ impl World {
 
     pub fn watch_brings(&mut self, n: usize, watch: u32, upto: usize) {
         let now = self.local(n);
-        if !self.agent(n).live || self.agent(n).watch != watch {
+        if !self.agent(n).watched.is_live() || self.agent(n).watch != watch {
             return;
         }
         let from = self.agent(n).cursor;
@@ -589,21 +578,13 @@ impl World {
         agent.cursor = upto.max(from);
         let mut news = false;
         for change in changes {
-            let revision = change.revision;
-            agent.watched = agent.watched.max(revision);
-            match &change.entry {
-                Some(entry) if agent.snap.entries.get(&*change.suffix) != Some(entry) => {
-                    agent.snap.apply_put(&change.suffix, (**entry).clone());
-                    news |= true;
-                    patch(agent, &change.suffix, reader);
-                }
-                Some(_) => agent.snap.revision = agent.snap.revision.max(revision),
-                None if agent.snap.entries.contains_key(&*change.suffix) => {
-                    agent.snap.apply_delete(&change.suffix, revision);
-                    news |= true;
-                    patch(agent, &change.suffix, reader);
-                }
-                None => {}
+            let changed = match &change.entry {
+                Some(entry) => agent.watched.put(&change.suffix, entry),
+                None => agent.watched.delete(&change.suffix, change.revision),
+            };
+            if changed {
+                news = true;
+                patch(agent, &change.suffix, reader);
             }
         }
         if news {
@@ -618,14 +599,9 @@ impl World {
         let Some(agent) = nodes[n].agent.as_mut().filter(|_| !txn.then.is_empty()) else {
             return;
         };
-        if agent.own.len() == 32 {
-            agent.own.pop_front();
-        }
-        agent.own.push_back((txn.clone(), session, revision));
-        if !agent.live || revision <= agent.watched {
+        if !agent.watched.own(txn, session, revision) {
             return;
         }
-        agent.snap.apply_own(txn, session, revision);
         for op in &txn.then {
             patch(agent, &op.key().to_string(), reader);
         }
@@ -638,8 +614,8 @@ impl World {
         let Some(view) = agent.o.dcs.view.as_mut() else {
             return;
         };
-        view.revision = agent.snap.revision;
-        view.cluster_id = agent.snap.cluster_id;
+        view.revision = agent.watched.snapshot().revision;
+        view.cluster_id = agent.watched.snapshot().cluster_id;
         let dcs = &mut agent.o.dcs;
         dcs.watching_since.get_or_insert(now);
         match dcs.view.as_ref().and_then(|v| v.record.as_ref()) {
@@ -722,7 +698,7 @@ impl World {
     }
 
     pub fn check_watch(&mut self, n: usize) {
-        if self.agent(n).live {
+        if self.agent(n).watched.is_live() {
             self.request(n, Req::Header, SEC, For::Check);
         } else {
             self.list(n);
@@ -734,7 +710,7 @@ impl World {
         let inc = self.inc(n);
         let agent = self.agent(n);
         let same = world == agent.cluster_id;
-        if same && !agent.watch_broken && agent.watched == revision {
+        if same && !agent.watch_broken && agent.watched.upto() == revision {
             agent.behind_since = None;
             agent.alive_at = Some(now);
             self.after(CHECK_EVERY, Ev::Check { n, inc });
@@ -753,7 +729,7 @@ impl World {
 
     pub fn lose_watch(&mut self, n: usize) {
         let agent = self.agent(n);
-        agent.live = false;
+        agent.watched.gap();
         agent.alive_at = None;
         agent.o.dcs.watching_since = None;
         agent.o.dcs.record_seen = None;
@@ -1175,7 +1151,7 @@ fn patch(agent: &mut Agent, suffix: &str, reader: &Reader) {
     let Some(key) = Key::parse(suffix) else {
         return;
     };
-    let fresh = match agent.snap.entries.get(suffix) {
+    let fresh = match agent.watched.snapshot().entries.get(suffix) {
         Some(entry) => reader.read(suffix, entry),
         None => Rc::default(),
     };

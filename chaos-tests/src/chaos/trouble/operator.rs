@@ -4,13 +4,15 @@ use super::{Held, Scene, Who};
 use crate::cluster::Cluster;
 use crate::process::{self, Launch};
 use crate::session;
+use crate::steps::SETTLE_LIMIT;
 use crate::template::SCOPE;
+use crate::wait;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::collections::BTreeMap;
 use std::os::fd::AsRawFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Sessions that are opened at most to use all of them up.
 const SESSIONS_MAX: usize = 120;
@@ -155,9 +157,11 @@ async fn pause(scene: &mut Scene<'_>) -> Result<()> {
 }
 
 async fn resume(cluster: &Cluster, held: &mut Held) -> Result<()> {
-    let (status, output) = cluster.ctl(&["resume", SCOPE]).await?;
-    // Where etcd was away, the pause may never have begun.
-    let resumed = status.success() || output.contains("Cluster is not paused");
+    let (_, output) = cluster.ctl(&["resume", SCOPE]).await?;
+    // It ends with 0 also when the member that it asked could not reach etcd. And where etcd was away, the pause
+    // may never have begun.
+    let resumed = ["Success", "Cluster is not paused"];
+    let resumed = resumed.iter().any(|text| output.contains(text));
     ensure!(resumed, "resume: {output}");
     held.paused = false;
     Ok(())
@@ -173,8 +177,12 @@ async fn set_mode(cluster: &Cluster, mode: &str) -> Result<()> {
 
 /// Puts back what people had changed.
 pub(super) async fn heal(cluster: &Cluster, held: &mut Held) -> Result<()> {
-    if held.paused {
-        resume(cluster, held).await?;
+    let end = Instant::now() + SETTLE_LIMIT;
+    while held.paused {
+        match resume(cluster, held).await {
+            Err(error) if Instant::now() > end => return Err(error),
+            _ => tokio::time::sleep(wait::POLL).await,
+        }
     }
     if std::mem::take(&mut held.mode_changed) {
         let mode = match cluster.synchronous() {
