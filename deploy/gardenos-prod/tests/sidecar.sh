@@ -99,5 +99,8 @@ END
 
 sidecar_sql() { docker exec "garden-sidecar-$1" psql -XAtq -v ON_ERROR_STOP=1 -d postgres -c "$2"; }
 from_operator() { docker exec garden-sidecar-operator curl -fsS --max-time 3 "$@"; }
-leads_sidecar() { from_operator -o /dev/null "http://garden-sidecar-$1:8008/primary"; }
+# The agent leads a moment before PostgreSQL takes writes.
+leads_sidecar() {
+    from_operator -o /dev/null "http://garden-sidecar-$1:8008/primary" && [ "$(sidecar_sql "$1" 'select pg_is_in_recovery()')" = f ]
+}
 streams_sidecar() { from_operator "http://garden-sidecar-$1:8008/replica" | grep -q '"replication_state": *"streaming"'; }
