@@ -201,12 +201,12 @@ unchanged() { [ -e "$var/contents" ] && cmp -s "$var/contents" <(contents_old); 
 
 # hold: keeps every table of the old database from being written to (readers go on) while somebody sends a line
 # now and then. The locks belong to sessions whose input ends with this process, however it ends: no accident
-# leaves the old database locked.
+# leaves the old database locked, nor closed by a cutover that did not end.
 hold() {
     local database n=0 pipes=() dir
     dir=$(mktemp -d)
     # shellcheck disable=SC2064 # the name of now
-    trap "rm -rf $dir" EXIT
+    trap "rm -rf $dir; open_unless_cut_over" EXIT
     while IFS= read -r database <&5; do
         n=$((n + 1))
         local pipe
@@ -237,8 +237,24 @@ SQL
     while IFS= read -r -t 60 _; do :; done
 }
 
+# open_unless_cut_over: a cutover that is at work ends first, one way or the other; the locks last until then.
+open_unless_cut_over() {
+    exec 7>"$var/cutover.lock"
+    flock -w 60 7 || return
+    done_before cutover once || release_old
+}
+
+# locks_held: whether the sessions of hold have their locks, in every database.
+locks_held() {
+    [ "$(old_sql "${OLD_DATABASE:-postgres}" "select count(*) from pg_stat_activity
+        where state = 'idle in transaction' and query like '%''held''%'")" = "$(old_databases | wc -l)" ]
+}
+
 # From now on the new one is the one: a program that was not told can still read from the old one, no more.
 step_cutover() {
+    # Kept until this process ends, after it has noted that the step is done.
+    exec 7>"$var/cutover.lock"
+    flock -w 60 7 || die "an earlier run still opens the old database"
     trap 'release_old || true' EXIT
     old_sql "${OLD_DATABASE:-postgres}" "alter system set default_transaction_read_only = on"
     old_sql "${OLD_DATABASE:-postgres}" "select pg_reload_conf()" >/dev/null
@@ -246,6 +262,8 @@ step_cutover() {
     # Who waits for a lock would write when it is gone. Those who hold the locks wait for our next line.
     old_sql "${OLD_DATABASE:-postgres}" "select count(pg_terminate_backend(pid)) from pg_stat_activity
         where backend_type = 'client backend' and pid <> pg_backend_pid() and not (state = 'idle in transaction' and query like '%''held''%')" >/dev/null
+    # If the operator's program ended meanwhile, so did the locks, perhaps before writes were refused.
+    locks_held || die "the locks on the old database did not last until it was closed: it is open again, run this again"
     trap - EXIT
 }
 

@@ -167,10 +167,19 @@ healthy() { [ "$(docker inspect -f '{{.State.Health.Status}}' "$1")" = healthy ]
 
 supabase_name() { if [ "$1" = realtime ]; then echo realtime-dev.gardenos-realtime-prod; else container "$1"; fi; }
 
+# images_of SERVICE...: docker-compose 1.29 lists the services of all profiles, monitoring among them.
+images_of() {
+    compose config </dev/null | awk -v wanted=" $* " '
+        /^  [^ ]+:$/ {name = $1; sub(/:$/, "", name)}
+        /^    image: / && index(wanted, " " name " ") {print $2}' | sort -u
+}
+
 step_supabase() {
-    local service image
+    local service image images
     [ "$WITHOUT_SUPABASE" = no ] || { say "left out: --without-supabase" && return; }
-    for image in $(compose config 2>/dev/null </dev/null | sed -n 's/^ *image: //p' | sort -u); do
+    images=$(images_of "${supabase[@]}")
+    [ -n "$images" ] || die "Compose names no image of Supabase's services"
+    for image in $images; do
         # Those that are here, because they were sent or built, need no registry.
         docker image inspect "$image" >/dev/null 2>&1 || docker pull --quiet "$image" >"$var/pull.log" 2>&1 </dev/null ||
             { tail -n 3 "$var/pull.log" >&2 && die "the image $image cannot be pulled; run this again when it can, or with --without-supabase"; }

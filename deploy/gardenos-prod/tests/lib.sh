@@ -65,6 +65,40 @@ images() {
     done
 }
 
+# stand_ins: prints the name of each of Supabase's images, as the compose file has it, and sees that there is an image
+# of that name: the real one if somebody brought it here, else one that stands in for it.
+stand_ins() {
+    local service image user container=garden-stand-in-$$
+    docker build -t gardenos/test-stand-in:1 "$project/deploy/gardenos-prod/tests/supabase" >"$work/build-stand-in.log" 2>&1 </dev/null ||
+        { tail -n 30 "$work/build-stand-in.log" >&2 && die "cannot build what stands in for Supabase's images"; }
+    docker create --name "$container" gardenos/test-stand-in:1 >/dev/null
+    sed -n 's/^ *image: ${\(AUTH\|REST\|REALTIME\|STORAGE\|IMGPROXY\|META\|STUDIO\)_IMAGE:-\(.*\)}$/\1 \2/p' \
+        "$project/deploy/gardenos-prod/docker-compose.yml" >"$work/supabase-images"
+    [ "$(wc -l <"$work/supabase-images")" = 7 ] || die "the compose file does not have Supabase's seven images"
+    while read -r service image; do
+        service=${service,,} user=65534
+        # Of the real ones only this runs as root, to write to its volume.
+        [ "$service" != storage ] || user=0
+        if ! docker image inspect "$image" >/dev/null 2>&1 || stands_in "$image"; then
+            docker commit --change "ENV STAND_IN=$service" --change "LABEL gardenos.stands-in-for=$service" --change "USER $user" \
+                "$container" "$image" >/dev/null || die "cannot make what stands in for $image"
+        fi
+        echo "$image"
+    done <"$work/supabase-images"
+    docker rm "$container" >/dev/null
+}
+
+stands_in() { [ -n "$(docker image inspect -f '{{index .Config.Labels "gardenos.stands-in-for"}}' "$1" 2>/dev/null)" ]; }
+
+# forget_stand_ins: nobody shall take them for the real ones.
+forget_stand_ins() {
+    local service image
+    [ -e "$work/supabase-images" ] || return 0
+    while read -r service image; do
+        ! stands_in "$image" || docker rmi "$image" >/dev/null 2>&1 || true
+    done <"$work/supabase-images"
+}
+
 # A copy of the stack's files, as somebody would have them on a host.
 copy_stack() {
     stack=$work/deploy/gardenos-prod
@@ -80,7 +114,6 @@ copy_stack() {
 # override: what differs from the stack as it is. Node 1 has its data on a small disk of its own. And where the
 # engine may not raise limits (no CAP_SYS_RESOURCE, as in a container of its own), they stay as they are.
 override() {
-    local service
     cat <<END
 volumes:
   postgres-1-data:
@@ -91,6 +124,13 @@ END
         return
     fi
     echo "this engine may not raise limits: the stack runs without those of oom_score_adj and ulimits" >&2
+    limits_kept
+}
+
+# limits_kept: an override for engines that may not raise limits. memlock, rtprio and nofile are what a process gets
+# without asking.
+limits_kept() {
+    local service
     echo "services:"
     for service in etcd-1 etcd-2 etcd-3; do
         printf '  %s: {oom_score_adj: 0}\n' "$service"

@@ -32,13 +32,12 @@ etcd_lost() {
 }
 
 new_certificates() {
-    local before n
+    local before
     before=$(served)
     start_writer
     sleep 1
     "$stack/scripts/make-certs" --renew >/dev/null
-    for n in 1 2 3; do docker kill -s HUP "gardenos-postgres-$n-prod" >/dev/null; done
-    docker kill -s USR2 gardenos-haproxy-prod >/dev/null
+    "$stack/scripts/reload"
     wait_for 30 "new certificates are served" other_than "$before"
     # A failover is the proof that all parts still trust each other.
     docker exec gardenos-postgres-1-prod gardenctl switchover gardenos --force >/dev/null
