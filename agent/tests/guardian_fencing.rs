@@ -469,9 +469,8 @@ fn strict_form_needs_nobody_to_be_scheduled() {
         let guardian = agent.hello.pid;
         drop(agent);
         // Everything: guardian, witness, postmaster, backends. They are never continued.
-        let everybody = cluster.everybody(guardian);
-        assert!(everybody.len() > 18, "{everybody:?}");
-        let stopped = Stopped::new(everybody);
+        let stopped = Stopped::all(|| cluster.everybody(guardian));
+        assert!(stopped.0.len() > 18, "{:?}", stopped.0);
         check_delays(
             "strict, everything stopped",
             &cluster,
@@ -487,9 +486,24 @@ fn strict_form_needs_nobody_to_be_scheduled() {
 struct Stopped(Vec<i32>);
 
 impl Stopped {
-    fn new(pids: Vec<i32>) -> Self {
-        pids.iter().for_each(|pid| kill(*pid, Signal::SIGSTOP));
-        Self(pids)
+    /// Looks again until nobody is new; who has ended since the look is not there to be stopped.
+    fn all(everybody: impl Fn() -> Vec<i32>) -> Self {
+        let mut stopped = Vec::new();
+        loop {
+            let found = everybody().into_iter();
+            let new: Vec<i32> = found.filter(|pid| !stopped.contains(pid)).collect();
+            if new.is_empty() {
+                return Self(stopped);
+            }
+            for pid in new {
+                let at = nix::unistd::Pid::from_raw(pid);
+                match nix::sys::signal::kill(at, Signal::SIGSTOP) {
+                    Ok(()) => stopped.push(pid),
+                    Err(nix::errno::Errno::ESRCH) => {}
+                    Err(error) => panic!("stop {pid}: {error}"),
+                }
+            }
+        }
     }
 }
 

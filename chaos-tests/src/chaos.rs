@@ -99,6 +99,8 @@ pub struct Chaos {
     network: Option<Network>,
     lease: LeaseWatch,
     number: i32,
+    /// Nothing has been written to this cluster: there is nothing to compare.
+    untouched: bool,
     begun: Instant,
     session: Session,
     save: Option<PathBuf>,
@@ -139,6 +141,7 @@ impl Chaos {
             network,
             lease,
             number: 1,
+            untouched: true,
             begun: Instant::now(),
             session,
             save,
@@ -191,12 +194,14 @@ impl Chaos {
     /// # Errors
     /// When the results cannot be written.
     pub async fn finish(mut self) -> Result<Session> {
-        match post_mortem::examine(&self.cluster).await {
-            Ok(findings) => {
-                self.session.post_mortem = findings.looked_at;
-                self.session.post_mortem_wrong = findings.wrong;
+        if !self.untouched {
+            match post_mortem::examine(&self.cluster).await {
+                Ok(findings) => {
+                    self.session.post_mortem = findings.looked_at;
+                    self.session.post_mortem_wrong = findings.wrong;
+                }
+                Err(error) => self.session.post_mortem_wrong.push(format!("{error:#}")),
             }
-            Err(error) => self.session.post_mortem_wrong.push(format!("{error:#}")),
         }
         self.save()?;
         Ok(self.session)
@@ -206,6 +211,7 @@ impl Chaos {
     async fn chapter(&mut self, next: &mut dyn FnMut() -> Option<Episode>) -> Result<()> {
         self.clear().await?;
         let load = Load::start(&self.cluster, self.number);
+        self.untouched = false;
         self.number += load::NUMBERS;
         let mut held = Held::default();
         let mut runs = Vec::new();
@@ -285,6 +291,7 @@ impl Chaos {
             let _ = trouble::heal(&self.cluster, self.network.as_ref(), &mut held).await;
             crate::process::sweep(self.cluster.dir());
             self.cluster = build(&self.options, self.network.as_ref()).await?;
+            self.untouched = true;
         }
         Ok(())
     }

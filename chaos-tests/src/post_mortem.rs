@@ -203,17 +203,42 @@ fn histories(members: &[Member]) -> Result<String> {
             );
         }
     }
-    let mut longest: Vec<&str> = Vec::new();
-    for (name, (text, _)) in &known {
-        let lines: Vec<&str> = text
-            .lines()
-            .filter(|line| !line.trim().is_empty())
-            .collect();
-        let common = longest.iter().zip(&lines).all(|(a, b)| a == b);
-        ensure!(common, "{name} does not begin with its parent's history");
-        longest = lines;
+    one_line(known.iter().map(|(name, (text, _))| (name.as_str(), text)))
+}
+
+/// Every timeline that the last one descends from has the beginning of its history. Others are what is left of
+/// a promotion that was ended before anybody followed it; whether it acknowledged something, the ledgers know.
+fn one_line<'a>(files: impl Iterator<Item = (&'a str, &'a String)>) -> Result<String> {
+    let lines = |text: &'a str| {
+        let lines = text.lines().filter(|line| !line.trim().is_empty());
+        lines.collect::<Vec<&str>>()
+    };
+    let files: BTreeMap<u32, (&str, Vec<&str>)> = files
+        .filter_map(|(name, text)| {
+            let timeline = u32::from_str_radix(name.strip_suffix(".history")?, 16).ok()?;
+            Some((timeline, (name, lines(text))))
+        })
+        .collect();
+    let Some((last, (_, line))) = files.last_key_value() else {
+        return Ok("1 timeline".to_owned());
+    };
+    let parent = |line: &&str| line.split_whitespace().next()?.parse().ok();
+    let ancestors: BTreeSet<u32> = line.iter().filter_map(parent).collect();
+    for (timeline, (name, history)) in &files {
+        let descends = ancestors.contains(timeline) || timeline == last;
+        ensure!(
+            !descends || line.starts_with(history),
+            "{name} is not the beginning of the last timeline's history"
+        );
     }
-    Ok(format!("{} timelines, one line", known.len() + 1))
+    let led_nowhere = files
+        .keys()
+        .filter(|t| !ancestors.contains(*t) && *t != last);
+    Ok(format!(
+        "{} timelines, one line, {} led nowhere",
+        files.len() + 1,
+        led_nowhere.count()
+    ))
 }
 
 fn checksums(bin: &Path, member: &Member) -> Result<String> {
@@ -254,4 +279,37 @@ fn leftovers(member: &Member) -> Result<String> {
         "several copies of the data directory: {half:?}"
     );
     Ok(format!("{} entries beside the data directory", names.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_that_is_not_the_beginning_of_the_last_one_is_found() {
+        let judge = |files: &[(&str, &str)]| {
+            let files: Vec<(&str, String)> = files
+                .iter()
+                .map(|(n, text)| (*n, (*text).to_owned()))
+                .collect();
+            one_line(files.iter().map(|(name, text)| (*name, text)))
+        };
+        let second = "1\t0/300\tno recovery target specified\n";
+        let third = format!("{second}\n2\t0/500\tno recovery target specified\n");
+        let line = [("00000002.history", second), ("00000003.history", &third)];
+        assert_eq!(
+            judge(&line).ok().as_deref(),
+            Some("3 timelines, one line, 0 led nowhere")
+        );
+        // Its promotion was ended; the next one began at the same parent.
+        let fourth = format!("{second}\n2\t0/700\tno recovery target specified\n");
+        let [second_file, third_file] = line;
+        let ended = [second_file, third_file, ("00000004.history", &fourth)];
+        assert_eq!(
+            judge(&ended).ok().as_deref(),
+            Some("4 timelines, one line, 1 led nowhere")
+        );
+        let other = "1\t0/400\tno recovery target specified\n";
+        assert!(judge(&[("00000002.history", other), ("00000003.history", &third)]).is_err());
+    }
 }
