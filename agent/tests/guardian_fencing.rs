@@ -488,17 +488,17 @@ struct Stopped(Vec<i32>);
 impl Stopped {
     /// Looks again until nobody is new; who has ended since the look is not there to be stopped.
     fn all(everybody: impl Fn() -> Vec<i32>) -> Self {
-        let mut stopped = Vec::new();
+        let mut stopped = Self(Vec::new());
         loop {
             let found = everybody().into_iter();
-            let new: Vec<i32> = found.filter(|pid| !stopped.contains(pid)).collect();
+            let new: Vec<i32> = found.filter(|pid| !stopped.0.contains(pid)).collect();
             if new.is_empty() {
-                return Self(stopped);
+                return stopped;
             }
             for pid in new {
                 let at = nix::unistd::Pid::from_raw(pid);
                 match nix::sys::signal::kill(at, Signal::SIGSTOP) {
-                    Ok(()) => stopped.push(pid),
+                    Ok(()) => stopped.0.push(pid),
                     Err(nix::errno::Errno::ESRCH) => {}
                     Err(error) => panic!("stop {pid}: {error}"),
                 }
