@@ -7,7 +7,7 @@ use crate::http::{HttpClient, HttpError, HttpOptions, HttpResponse, sibling_url}
 use crate::tls::TlsError;
 use hyper::Method;
 use proto::core::observation::{PeerAnswer, PeerStatus};
-use proto::ids::MemberName;
+use proto::ids::{Epoch, MemberName};
 use proto::rest::json::to_text;
 use proto::time::MonoTime;
 use proto::wal::{Lsn, Timeline};
@@ -174,6 +174,9 @@ impl Peers {
     }
 }
 
+/// The header of `GET /patroni` that says which is the highest epoch that a member knows of.
+pub const EPOCH: &str = "garden-epoch";
+
 /// The header of `GET /patroni` that says how old the positions in it are, in milliseconds.
 pub const POSITION_AGE: &str = "garden-position-age-ms";
 
@@ -216,12 +219,15 @@ pub(crate) fn parse_status(response: &HttpResponse) -> PeerStatus {
             ..PeerStatus::default()
         };
     };
-    let age = response
-        .headers
-        .get(POSITION_AGE)
-        .and_then(|value| value.to_str().ok()?.parse().ok());
+    let number = |name| {
+        let value = response.headers.get(name)?;
+        value.to_str().ok()?.parse().ok()
+    };
     PeerStatus {
-        age: age.map(Duration::from_millis).unwrap_or_default(),
+        age: number(POSITION_AGE)
+            .map(Duration::from_millis)
+            .unwrap_or_default(),
+        epoch: number(EPOCH).map(Epoch).unwrap_or_default(),
         ..peer_status(&doc)
     }
 }
@@ -269,5 +275,6 @@ pub fn peer_status(doc: &Map<String, Value>) -> PeerStatus {
         streaming: doc.get("replication_state").and_then(Value::as_str) == Some("streaming"),
         agent_only: false,
         age: Duration::ZERO,
+        epoch: Epoch::default(),
     }
 }

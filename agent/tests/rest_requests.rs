@@ -4,7 +4,7 @@ mod rest_support;
 
 use garden_agent::peers::{FailsafeMessage, Peers};
 use garden_agent::rest::RestRequest;
-use proto::ids::MemberName;
+use proto::ids::{Epoch, MemberName};
 use rest_support::{Server, config, leader, replica};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -402,9 +402,10 @@ async fn failsafe_is_accepted_with_our_position() {
     );
 }
 
-/// S3: a candidate sees whether a position is from before the lock was free.
+/// S3: a candidate sees whether a position is from before the lock was free; S23: a primary, whether others have
+/// led since it did.
 #[tokio::test]
-async fn a_peer_says_how_old_its_position_is() {
+async fn a_peer_says_how_old_its_position_is_and_what_epoch_it_knows_of() {
     let server = Server::start(config(|_| ()), RECORDS, replica).await;
     let url = format!("http://{}/patroni", server.address);
     let peers = Peers::new(&config(|_| ()).ctl).expect("client");
@@ -415,10 +416,13 @@ async fn a_peer_says_how_old_its_position_is() {
             let mut postgres = (*p.postgres).clone();
             postgres.sql_at = garden_agent::clock::now() - least;
             p.postgres = std::sync::Arc::new(postgres);
+            p.epoch = Epoch(7);
         });
         let answers = peers.ask(&all, Duration::from_secs(10)).await;
         let status = answers.get(&"gd-a".into()).and_then(|a| a.status.clone());
-        let age = status.expect("answered").age;
+        let status = status.expect("answered");
+        assert_eq!(status.epoch, Epoch(7));
+        let age = status.age;
         assert!(age > least && age < least + minute, "{age:?}");
     }
 }

@@ -28,6 +28,8 @@ pub struct Status {
     pub timeline: Option<u64>,
     /// Whether WAL is streaming in.
     pub streaming: bool,
+    /// How far its WAL reaches, in bytes: written by a primary, received or replayed by a standby.
+    pub position: Option<u64>,
 }
 
 /// Which agent a member runs.
@@ -233,6 +235,10 @@ impl Member {
             role: text("role").to_owned(),
             timeline: json.get("timeline").and_then(serde_json::Value::as_u64),
             streaming: text("replication_state") == "streaming",
+            position: ["location", "received_location", "replayed_location"]
+                .iter()
+                .filter_map(|key| json.pointer(&format!("/xlog/{key}"))?.as_u64())
+                .max(),
         })
     }
 

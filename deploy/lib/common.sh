@@ -50,13 +50,15 @@ no_debian_cluster() {
 
 # install_missing PACKAGE=PROBE...: installs each package whose probe, a path, is not there.
 install_missing() {
-    local pair wanted=()
+    local pair wanted=() before
     for pair in "$@"; do
         [ -e "${pair#*=}" ] || wanted+=("${pair%%=*}")
     done
     [ "${#wanted[@]}" -eq 0 ] && return
     command -v apt-get >/dev/null || die "missing: ${wanted[*]}; install them your system's way"
     say "installing ${wanted[*]}"
+    # A test may have something to clean up when it ends.
+    before=$(trap -p EXIT)
     trap unguard_services EXIT
     guard_services
     case " ${wanted[*]} " in *" postgresql-15 "*) no_debian_cluster ;; esac
@@ -65,6 +67,7 @@ install_missing() {
         "${wanted[@]}"
     unguard_services
     trap - EXIT
+    eval "$before"
 }
 
 # What building needs: a linker, protoc with the files it includes for etcd's protocol, certificates for

@@ -323,6 +323,7 @@ impl Member {
             paused: self.settings.cluster.pause,
             failsafe_active: standing.failsafe_active,
             watchdog_failed: o.watchdog_failed,
+            epoch: standing.epoch,
             wishes: o.wishes.clone(),
             job: o.job.as_ref().map(|job| job.job.label()),
             system_id: o

@@ -16,7 +16,7 @@ use std::sync::Arc;
 pub(super) struct Answer {
     code: u16,
     shape: Shape,
-    header: Option<(&'static str, String)>,
+    headers: Vec<(&'static str, String)>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -41,7 +41,7 @@ impl Answer {
         Self {
             code,
             shape: Shape::Bare,
-            header: None,
+            headers: Vec::new(),
         }
     }
 
@@ -50,7 +50,7 @@ impl Answer {
         Self {
             code,
             shape: Shape::Json(text),
-            header: None,
+            headers: Vec::new(),
         }
     }
 
@@ -59,7 +59,7 @@ impl Answer {
         Self {
             code: 200,
             shape: Shape::Plain(text),
-            header: None,
+            headers: Vec::new(),
         }
     }
 
@@ -68,7 +68,7 @@ impl Answer {
         Self {
             code,
             shape: Shape::Text(text.into()),
-            header: None,
+            headers: Vec::new(),
         }
     }
 
@@ -85,7 +85,7 @@ impl Answer {
         Self {
             code,
             shape: Shape::Page(message.to_owned()),
-            header: None,
+            headers: Vec::new(),
         }
     }
 
@@ -94,13 +94,13 @@ impl Answer {
         Self {
             code: 503,
             shape: Shape::Nothing,
-            header: None,
+            headers: Vec::new(),
         }
     }
 
     /// The same with one more header.
     pub(super) fn with(mut self, name: &'static str, value: impl ToString) -> Self {
-        self.header = Some((name, value.to_string()));
+        self.headers.push((name, value.to_string()));
         self
     }
 }
@@ -177,10 +177,10 @@ impl IntoResponse for Answer {
         *response.status_mut() = code.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         *response.body_mut() = Body::from(text);
         let headers = response.headers_mut();
-        if let Some((name, value)) = self.header
-            && let Ok(value) = HeaderValue::from_str(&value)
-        {
-            headers.insert(HeaderName::from_static(name), value);
+        for (name, value) in self.headers {
+            if let Ok(value) = HeaderValue::from_str(&value) {
+                headers.insert(HeaderName::from_static(name), value);
+            }
         }
         if let Some(content_type) = content_type {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));

@@ -4,7 +4,7 @@ use super::answer::Answer;
 use super::extract::{Now, Parameters};
 use super::shared::Shared;
 use crate::clock;
-use crate::peers::POSITION_AGE;
+use crate::peers::{EPOCH, POSITION_AGE};
 use axum::extract::State;
 use axum::http::Method;
 use proto::config::ClusterConfig;
@@ -39,7 +39,11 @@ pub(super) async fn status(Now(published): Now) -> Answer {
     // since the document is Patroni's to the field.
     let age = clock::now().since(published.postgres.sql_at).as_millis() + 1;
     let age = u64::try_from(age).unwrap_or(u64::MAX);
-    Answer::json(200, to_text(&status_document(&published))).with(POSITION_AGE, age)
+    // A primary that finds etcd emptied must know whether others have led since it did (S23).
+    let epoch = published.epoch.0;
+    Answer::json(200, to_text(&status_document(&published)))
+        .with(POSITION_AGE, age)
+        .with(EPOCH, epoch)
 }
 
 /// `GET /liveness`.

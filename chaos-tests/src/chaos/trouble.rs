@@ -70,6 +70,7 @@ pub struct Held {
     paused: bool,
     mode_changed: bool,
     record_garbled: bool,
+    etcd_wiped: bool,
 }
 
 impl Trouble {
@@ -165,7 +166,8 @@ pub async fn heal(cluster: &Cluster, network: Option<&Network>, held: &mut Held)
         etcd_api::put(&etcd_ports(cluster), &entry.key, &entry.value).await?;
     }
     etcd::heal(cluster, held).await?;
-    operator::heal(cluster, held).await
+    operator::heal(cluster, held).await?;
+    operator::name_the_best(cluster, held).await
 }
 
 pub(super) fn is_stopped(pid: i32) -> bool {

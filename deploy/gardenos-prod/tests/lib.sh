@@ -2,6 +2,9 @@
 # What deploy/gardenos-prod/test stands on: tools, images, a copy of the stack, clients, waiting. Sourced.
 # shellcheck disable=SC2154 # project, work, cache and built are set by the test
 
+# shellcheck source=deploy/lib/docker.sh
+source "$project/deploy/lib/docker.sh"
+
 # Only one production stack at a time on a host: its container names and ports are fixed.
 take_turn() {
     exec 9>/tmp/gardenos-stack.lock
@@ -37,18 +40,6 @@ compose_v2() {
         dpkg-deb -x "$dir"/docker-compose_*.deb "$dir/root"
     fi
     printf '%s' "$program"
-}
-
-# base_image SUITE: the Dockerfile's base, where no registry can be reached: Debian itself, by debootstrap.
-base_image() {
-    local suite=$1 root
-    docker image inspect "debian:$suite-slim" >/dev/null 2>&1 && return
-    root=$(mktemp -d /var/tmp/gardenos-base.XXXXXX)
-    debootstrap --variant=minbase "$suite" "$root" http://deb.debian.org/debian >"$work/debootstrap.log" 2>&1
-    # As the published image: without the archives that it was made from.
-    rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
-    tar -C "$root" -c . | docker import - "debian:$suite-slim"
-    rm -rf "$root"
 }
 
 # The programs come from a build on this machine, not from a Rust image.

@@ -41,6 +41,7 @@ pub fn decide(o: &Observation, memory: &Memory, s: &Settings) -> (Decision, Memo
         leader_until: standing::leader_until(&cx),
         hold_back: cx.hold_back.clone(),
         failsafe_active: standing::failsafe_active(&cx),
+        epoch: keep::highest_epoch(&cx),
         goal,
     };
     let decision = Decision {

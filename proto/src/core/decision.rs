@@ -40,6 +40,9 @@ pub struct Standing {
     pub hold_back: Option<String>,
     /// Failsafe mode keeps us, or the member that asked us, going.
     pub failsafe_active: bool,
+    /// The highest epoch that we know of, for a primary that asks whether others have led since (S23).
+    #[serde(default)]
+    pub epoch: Epoch,
     /// What the keeper of leases holds.
     pub goal: LeaseGoal,
 }

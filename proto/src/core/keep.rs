@@ -13,7 +13,7 @@ use crate::dcs::{
     Capabilities, Compare, ConfigRecord, FailsafeRecord, Initialize, Key, MemberRecord, Op,
     StatusRecord, Txn,
 };
-use crate::ids::MemberName;
+use crate::ids::{Epoch, MemberName};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -121,8 +121,8 @@ pub(super) fn note_epoch(cx: &mut Cx) {
     cx.m.epoch_seen = cx.m.epoch_seen.max(highest);
 }
 
-/// We, asking for a tenure.
-pub(super) fn claimant<'a>(cx: &Cx<'a>) -> txns::Claimant<'a> {
+/// The highest epoch that we know of, from etcd, from our own disk, or of our own tenures.
+pub(super) fn highest_epoch(cx: &Cx) -> Epoch {
     let known = [
         Some(cx.m.epoch_seen),
         Some(cx.o.postgres.wal_epoch),
@@ -130,11 +130,16 @@ pub(super) fn claimant<'a>(cx: &Cx<'a>) -> txns::Claimant<'a> {
         cx.o.dcs.held.map(|held| held.epoch),
         cx.o.guardian.armed.map(|armed| armed.epoch),
     ];
+    known.into_iter().flatten().max().unwrap_or_default()
+}
+
+/// We, asking for a tenure.
+pub(super) fn claimant<'a>(cx: &Cx<'a>) -> txns::Claimant<'a> {
     txns::Claimant {
         s: cx.s,
         session: &cx.o.guardian.session,
         members: record_members(cx),
-        highest: known.into_iter().flatten().max().unwrap_or_default(),
+        highest: highest_epoch(cx),
     }
 }
 

@@ -498,6 +498,9 @@ pub struct PeerStatus {
     /// How old the position was when it was told. Patroni looks when it is asked: zero.
     #[serde(default)]
     pub age: Duration,
+    /// The highest epoch that it knows of. A Patroni knows of none: zero.
+    #[serde(default)]
+    pub epoch: Epoch,
 }
 
 impl PeerAnswer {

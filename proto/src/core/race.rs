@@ -10,8 +10,8 @@ use super::observation::{PeerAnswer, SqlSample, Task};
 use super::reason::Reason;
 use super::{decide::stop_for, follow, keep, lag, sync, txns};
 use crate::config::SyncMode;
-use crate::dcs::{Initialize, Key, Op, PgRole, RecordState, SyncRecord};
-use crate::ids::MemberName;
+use crate::dcs::{ClusterView, Initialize, Key, Op, PgRole, RecordState, SyncRecord};
+use crate::ids::{Epoch, MemberName};
 use crate::time::MonoTime;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,6 +22,9 @@ const ASK_AGAIN: Duration = Duration::from_millis(700);
 /// A peer whose position was of the time before is asked again after this, for so long.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 const LOOK_LIMIT: Duration = Duration::from_millis(1500);
+
+/// A primary that may not lead on stops this long before its guardian would end it.
+const STOP_RESERVE: Duration = Duration::from_secs(1);
 
 /// How long the named candidate of a request is left alone with the free lock before all others may
 /// race for it (W21 of `ha-behaviour.md` 28: a candidate that cannot promote stalls Patroni for ever).
@@ -102,12 +105,11 @@ fn promised_time(cx: &mut Cx) -> Option<Reason> {
 /// Even the last primary waits until a lease that was given out in the lost etcd must have ended.
 fn unknown_cluster(cx: &mut Cx) -> Option<Reason> {
     let view = cx.view()?;
-    let known = matches!(view.initialize, Some(Initialize::System(_)));
     let named = view
         .failover
         .as_ref()
         .is_some_and(|r| r.candidate.as_ref() == Some(&cx.s.me));
-    if known || named {
+    if knows_cluster(view) || named {
         return None;
     }
     if !cx.m.last_primary {
@@ -129,17 +131,79 @@ fn unknown_cluster(cx: &mut Cx) -> Option<Reason> {
     ))
 }
 
-/// A silent primary whose lock is gone: it may come back to writing at any moment, so it goes.
-fn blocked_primary(cx: &mut Cx) -> Reason {
-    if cx.paused() {
-        return Reason::PausedFree;
+fn knows_cluster(view: &ClusterView) -> bool {
+    matches!(view.initialize, Some(Initialize::System(_)))
+}
+
+/// S23: before a running primary leads on in an etcd that knows nothing. While it stood still, a quorum of its
+/// standbys may have cut it off and another may lead on in a new line of WAL, and what they wrote about that is gone
+/// with the old etcd. So everybody whom it knew is asked. One silent member hides no acknowledged commit: that is on
+/// the new primary and on a standby of it. With more of them silent the lease decides, and then
+/// [`unknown_cluster`].
+fn led_on_elsewhere(cx: &mut Cx) -> Option<Reason> {
+    let native = &cx.s.cluster.native;
+    let fenced = native.record_lease && native.quorum_failover && cx.s.cluster.is_synchronous();
+    if !fenced || cx.paused() || cx.view().is_none_or(knows_cluster) {
+        return None;
     }
+    let since = cx.m.free_since?;
+    let armed = cx.o.guardian.armed.map(|armed| armed.deadline);
+    let wait = Duration::from_millis(native.wait_ms);
+    // S2: nothing of ours is writable for longer than we have promised.
+    let until = armed.unwrap_or(since + wait) - STOP_RESERVE;
+    cx.wake(until);
+    if cx.o.now >= until {
+        return Some(deposed(cx));
+    }
+    let last = cx.m.last_locked.clone().unwrap_or_default();
+    let mut peers = last.members.clone();
+    peers.extend(lead::peers(cx));
+    peers.remove(&cx.s.me);
+    if asked(cx, peers.clone(), since).is_none() {
+        return Some(Reason::AskPeers);
+    }
+    if let Some((name, epoch)) = later_epoch(cx, since) {
+        cx.log(
+            LogLevel::Warning,
+            format!(
+                "etcd knows nothing of this cluster any more, but {name} knows of epoch {epoch}: others have led \
+                 since we did"
+            ),
+        );
+        return Some(deposed(cx));
+    }
+    let told = |name: &&MemberName| {
+        let answer = cx.o.peers.get(*name);
+        answer.is_some_and(|a| a.asked_at >= since && a.status.is_some())
+    };
+    let silent = peers.len() - peers.keys().filter(told).count();
+    (silent > 1).then_some(Reason::AskPeers)
+}
+
+fn deposed(cx: &mut Cx) -> Reason {
     stop_for(
         cx,
         StopReason::LostLock,
         StopMode::Immediate,
         Reason::NoLock,
     )
+}
+
+/// Who has told us, since this moment, of an epoch after all that we know of.
+fn later_epoch(cx: &Cx, since: MonoTime) -> Option<(MemberName, Epoch)> {
+    let mine = keep::highest_epoch(cx);
+    let told = cx.o.peers.iter().filter(|(_, a)| a.asked_at >= since);
+    let epochs = told.filter_map(|(name, a)| Some((a.status.as_ref()?.epoch, name)));
+    let (epoch, name) = epochs.max()?;
+    (epoch > mine).then(|| (name.clone(), epoch))
+}
+
+/// A silent primary whose lock is gone: it may come back to writing at any moment, so it goes.
+fn blocked_primary(cx: &mut Cx) -> Reason {
+    if cx.paused() {
+        return Reason::PausedFree;
+    }
+    deposed(cx)
 }
 
 /// A running primary takes a free lock if no newer timeline than its own is known (rules 4 and 5).
@@ -159,6 +223,9 @@ fn primary(cx: &mut Cx, sample: &SqlSample) -> Reason {
         (None, Some(_)) => false,
     };
     if same_cluster && (up_to_date || cx.paused()) {
+        if let Some(reason) = led_on_elsewhere(cx) {
+            return reason;
+        }
         claim(cx);
         return Reason::Claim {
             verdict: Verdict::Best,
@@ -167,12 +234,7 @@ fn primary(cx: &mut Cx, sample: &SqlSample) -> Reason {
     if cx.paused() {
         return Reason::PausedFree;
     }
-    stop_for(
-        cx,
-        StopReason::LostLock,
-        StopMode::Immediate,
-        Reason::NoLock,
-    )
+    deposed(cx)
 }
 
 fn paused(cx: &mut Cx) -> Reason {
@@ -227,22 +289,16 @@ fn contest(cx: &mut Cx, sample: &SqlSample, since: MonoTime) -> Reason {
         return Reason::ClaimAsCandidate;
     }
     let peers = election::peers_to_ask(&race);
-    let again =
-        cx.m.race_asked
-            .filter(|at| *at >= since)
-            .map_or(since, |at| {
-                if cx.o.now.since(at) >= ASK_AGAIN {
-                    cx.o.now
-                } else {
-                    at
-                }
-            });
-    if !lead::asked_since(cx, peers, again, ASK_LIMIT) {
-        cx.m.race_asked = Some(again);
+    let Some(again) = asked(cx, peers, since) else {
         return Reason::AskPeers;
-    }
+    };
     if let Some(reason) = looks_too_old(cx, since, again) {
         return reason;
+    }
+    if cx.view().is_some_and(|view| !knows_cluster(view)) && later_epoch(cx, since).is_some() {
+        // S23: the last primary only as far as we knew.
+        cx.m.last_primary = false;
+        return not_allowed(cx, "others have led after us in the etcd that was lost");
     }
     let answers: BTreeMap<MemberName, PeerAnswer> =
         cx.o.peers
@@ -255,6 +311,26 @@ fn contest(cx: &mut Cx, sample: &SqlSample, since: MonoTime) -> Reason {
         ..race
     });
     settle(cx, since, verdict)
+}
+
+/// The moment since which all of `peers` were asked, not before the lock was free and not long ago; asks them if
+/// they were not.
+fn asked(cx: &mut Cx, peers: BTreeMap<MemberName, String>, since: MonoTime) -> Option<MonoTime> {
+    let again =
+        cx.m.race_asked
+            .filter(|at| *at >= since)
+            .map_or(since, |at| {
+                if cx.o.now.since(at) >= ASK_AGAIN {
+                    cx.o.now
+                } else {
+                    at
+                }
+            });
+    if lead::asked_since(cx, peers, again, ASK_LIMIT) {
+        return Some(again);
+    }
+    cx.m.race_asked = Some(again);
+    None
 }
 
 /// S3: a lock that is released at once is free before anybody has looked at PostgreSQL again, and what was

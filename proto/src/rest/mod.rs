@@ -28,7 +28,7 @@ use crate::core::decision::LeaseGoal;
 use crate::core::observation::{LocalPostgres, Sql, Wishes};
 use crate::dcs::view::ClusterView;
 use crate::dcs::{PgRole, PgState};
-use crate::ids::SystemId;
+use crate::ids::{Epoch, SystemId};
 use crate::time::{MonoTime, WallTime};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -62,6 +62,8 @@ pub struct Published {
     pub failsafe_active: bool,
     /// A watchdog is required and unusable.
     pub watchdog_failed: bool,
+    /// The highest epoch that we know of.
+    pub epoch: Epoch,
     /// What operators asked for.
     pub wishes: Wishes,
     /// The job under way, as REST names it.
@@ -96,6 +98,7 @@ impl Published {
             paused: false,
             failsafe_active: false,
             watchdog_failed: false,
+            epoch: Epoch::default(),
             wishes: Wishes::default(),
             job: None,
             system_id: None,

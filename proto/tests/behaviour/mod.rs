@@ -1,6 +1,7 @@
 mod birth;
 mod failsafe;
 mod following;
+mod lost_etcd;
 mod members;
 mod pause;
 mod scene;

@@ -298,6 +298,16 @@ fn unseen_by_hand(aim: &mut Aim<'_>) {
     aim.on(Kind::PowerLoss, aim.p, (lost, 12_000));
 }
 
+/// The machine of the primary stands still while the others cut it off and one of them leads, and goes on while its
+/// lease still runs; etcd has been emptied meanwhile.
+fn emptied_meanwhile(aim: &mut Aim<'_>) {
+    let (from, lasts) = (aim.ms(200, 2_000), aim.ms(2_600, 5_000));
+    aim.on(Kind::NodeFreeze, aim.p, (from, lasts));
+    let back = from + lasts;
+    let emptied = aim.ms(from + 2_300, back);
+    aim.on(Kind::EtcdWiped, 0, (emptied, 1_000));
+}
+
 type Family = fn(&mut Aim<'_>);
 
 /// What is aimed at a mistake; the others are found by chance.
@@ -334,6 +344,7 @@ fn family(mutation: Mutation) -> Option<(Shape, bool, Family)> {
         Mutation::LsnOrderOnly => (FENCED, false, longer_and_older),
         Mutation::TimelineWithoutCompare => (PLAIN, false, unseen_timeline),
         Mutation::TimelineNumberOnly => (PLAIN, false, unseen_by_hand),
+        Mutation::EpochUntold => (FENCED, false, emptied_meanwhile),
         Mutation::QuorumOneShort => (FENCED, false, out_of_sight),
         Mutation::StreamNotCut => (FENCED, false, back_at_once),
         Mutation::NamesUnproved => (

@@ -452,5 +452,33 @@ pub fn plans() -> Vec<(&'static str, Plan)> {
                 )
             },
         ),
+        (
+            "etcd is emptied while the old primary stands still and another has taken over: it asks before it leads on",
+            plan(
+                707_633,
+                Shape {
+                    count: 2,
+                    profile: "safe",
+                    rewind: false,
+                    ..TUNED
+                },
+                vec![
+                    fault(
+                        Kind::NodeFreeze,
+                        4_038_034_355,
+                        3_092,
+                        (0, 2),
+                        2_927_198_930,
+                    ),
+                    elsewhere(fault(
+                        Kind::EtcdWiped,
+                        6_891_767_930,
+                        7_779,
+                        (2, 0),
+                        3_181_644_778,
+                    )),
+                ],
+            ),
+        ),
     ]
 }

@@ -42,6 +42,7 @@ mutations! {
     PromiseForgotten = "a restarted agent has forgotten its promise",
     StreamNotCut = "a promise does not cut the stream",
     WithdrawDiskFirst = "the disk forgets a promise before etcd does",
+    EpochUntold = "a primary that finds etcd emptied is not told that others have led since",
     QuorumOneShort = "one promise less is asked for",
     LsnOrderOnly = "positions compare without their timeline, whoever is listed votes",
     TimelineNumberOnly = "a timeline is known by its number alone",

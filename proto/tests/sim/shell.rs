@@ -978,6 +978,9 @@ impl World {
             return PeerStatus::default();
         };
         let tags = agent.s.tags.published();
+        let epoch = agent.standing.as_ref().map(|s| s.epoch);
+        let epoch = epoch.filter(|_| !self.has(Mutation::EpochUntold));
+        let epoch = epoch.unwrap_or_default();
         match &agent.o.postgres.sql {
             Sql::Sample(sample) => PeerStatus {
                 is_primary: !sample.in_recovery,
@@ -986,10 +989,12 @@ impl World {
                 tags,
                 streaming: sample.receiver.is_some(),
                 age: self.local(n).since(agent.o.postgres.sql_at),
+                epoch,
                 ..PeerStatus::default()
             },
             _ => PeerStatus {
                 agent_only: true,
+                epoch,
                 tags,
                 ..PeerStatus::default()
             },

@@ -83,6 +83,7 @@ impl EtcdFault {
             Self::Compacted => etcd_api::compact(&ports).await,
             Self::MemberReplaced => replace(scene, &ports).await,
             Self::Wiped => {
+                scene.held.etcd_wiped = true;
                 let etcds = scene.cluster.etcds();
                 for etcd in etcds {
                     etcd.stop()?;

@@ -2,6 +2,7 @@
 
 use super::{Held, Scene, Who};
 use crate::cluster::Cluster;
+use crate::etcd_api;
 use crate::process::{self, Launch};
 use crate::session;
 use crate::steps::SETTLE_LIMIT;
@@ -20,6 +21,13 @@ const SESSIONS_MAX: usize = 120;
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 /// A member that is down in pause stays so for this long.
 const PAUSE: Duration = Duration::from_secs(6);
+/// Who led last leads again this long after etcd was lost: `ttl`, in which another member could still hold a lease
+/// that this etcd knows nothing of, and a start of its PostgreSQL.
+const LOST_ETCD: Duration = Duration::from_secs(60);
+/// A member that was named leads within this time.
+const NAMED: Duration = Duration::from_secs(20);
+/// So often somebody is named: the first may have been restarted just then.
+const NAMED_MAX: usize = 4;
 
 /// What people do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,6 +200,51 @@ pub(super) async fn heal(cluster: &Cluster, held: &mut Held) -> Result<()> {
         set_mode(cluster, &mode).await?;
     }
     Ok(())
+}
+
+/// What `docs/how-to/recover-from-lost-etcd.md` asks when the member that led last is lost together with etcd (S23):
+/// nobody leads by itself, so the member with the most WAL is named.
+pub(super) async fn name_the_best(cluster: &Cluster, held: &mut Held) -> Result<()> {
+    if !std::mem::take(&mut held.etcd_wiped) {
+        return Ok(());
+    }
+    let ports = super::etcd_ports(cluster);
+    let key = format!("/service/{SCOPE}/initialize");
+    let known = || async {
+        let entry = etcd_api::get(&ports, &key).await;
+        let entry = entry.map_err(|error| format!("{error:#}"))?;
+        // Empty while somebody makes a cluster.
+        let known = !entry.value.is_empty();
+        known.then_some(()).ok_or("nobody leads".to_owned())
+    };
+    let mut limit = LOST_ETCD;
+    for _ in 0..NAMED_MAX {
+        if wait::until("the last primary to lead", limit, known)
+            .await
+            .is_ok()
+        {
+            return Ok(());
+        }
+        let best = most_wal(cluster).await;
+        let best = best.context("no member says how much WAL it has")?;
+        println!("    etcd was lost with the last primary: {best} is named");
+        let args = ["failover", SCOPE, "--candidate", &best, "--force"];
+        cluster.ctl(&args).await?;
+        limit = NAMED;
+    }
+    wait::until("the member that was named to lead", limit, known).await
+}
+
+/// By timeline first, then by position, as the page says.
+async fn most_wal(cluster: &Cluster) -> Option<String> {
+    let mut best = None;
+    for member in cluster.members() {
+        if let Some(status) = member.status().await {
+            let has = (status.timeline, status.position, &member.name);
+            best = best.max(status.position.is_some().then_some(has));
+        }
+    }
+    best.map(|(_, _, name)| name.clone())
 }
 
 async fn run_sql(port: u16, statements: &[&str]) -> Result<()> {

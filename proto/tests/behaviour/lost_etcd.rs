@@ -1,0 +1,129 @@
+//! etcd was emptied, and knows nothing of the cluster (S23).
+
+use super::scene::*;
+use proto::core::memory::LastLocked;
+use std::collections::BTreeMap;
+
+/// node1 runs as the primary of three, and finds etcd emptied a moment ago. Fenced failover was possible before.
+fn emptied(dynamic: Value) -> Scene {
+    let mut scene = scene("node1", dynamic, json!({}));
+    scene.keys.clear();
+    scene.m.epoch_seen = Epoch(1);
+    scene.m.last_primary = true;
+    let url = |name: &&str| ((*name).into(), format!("http://{name}:8008/patroni"));
+    scene.m.last_locked = Some(
+        LastLocked {
+            leader: Some("node1".into()),
+            members: ["node1", "node2", "node3"].iter().map(url).collect(),
+            ..LastLocked::default()
+        }
+        .into(),
+    );
+    scene.m.free_since = Some(NOW - Duration::from_millis(200));
+    scene.o.guardian.armed = Some(Armed {
+        epoch: Epoch(1),
+        deadline: NOW + Duration::from_secs(4),
+    });
+    scene
+}
+
+fn quorum() -> Value {
+    json!({"synchronous_mode": "quorum"})
+}
+
+/// What these members answer now: the highest epoch that they know of, or nothing at all.
+fn told(answers: &[(&str, Option<u64>)]) -> impl Fn(&mut Scene) + use<> {
+    let answer = |epoch: Option<u64>| PeerAnswer {
+        asked_at: NOW,
+        status: epoch.map(|epoch| PeerStatus {
+            timeline: Some(Timeline(1)),
+            epoch: Epoch(epoch),
+            ..PeerStatus::default()
+        }),
+    };
+    let answers: BTreeMap<_, _> = answers
+        .iter()
+        .map(|(name, epoch)| ((*name).into(), answer(*epoch)))
+        .collect();
+    move |scene| scene.o.peers = answers.clone()
+}
+
+fn claims(scene: &Scene) -> bool {
+    let lock =
+        |action: &Action| matches!(action, Action::Write { task, .. } if *task == Task::Lock);
+    scene.decide().0.actions.iter().any(lock)
+}
+
+/// It stood still while a quorum cut it off and another took over, etcd was emptied before it went on, and it led
+/// on in the old line of WAL; the others threw the new one away (seed 707633).
+#[test]
+fn a_running_primary_asks_the_others_before_it_leads_on() {
+    let unasked = emptied(quorum());
+    let (decision, _) = unasked.decide();
+    assert_eq!(decision.reason.rule(), "race-ask");
+    let asks =
+        |action: &Action| matches!(action, Action::AskPeers { peers, .. } if peers.len() == 2);
+    assert!(decision.actions.iter().any(asks), "{decision:?}");
+    assert!(!claims(&unasked));
+
+    let nobody_led = emptied(quorum()).with(told(&[("node2", Some(1)), ("node3", Some(1))]));
+    assert!(claims(&nobody_led));
+    let one_silent = emptied(quorum()).with(told(&[("node2", Some(1)), ("node3", None)]));
+    assert!(claims(&one_silent), "it alone holds nothing acknowledged");
+    let all_silent = emptied(quorum()).with(told(&[("node2", None), ("node3", None)]));
+    assert!(!claims(&all_silent));
+    assert_eq!(all_silent.job().0, "race-ask");
+
+    let led = emptied(quorum()).with(told(&[("node2", Some(2)), ("node3", None)]));
+    assert!(!claims(&led));
+    let (rule, job) = led.job();
+    assert_eq!(rule, "no-lock");
+    assert!(matches!(job, Some(Job::Stop { .. })), "{job:?}");
+}
+
+#[test]
+fn a_primary_that_hears_from_nobody_stops_before_its_lease_ends() {
+    let silent = told(&[("node2", None), ("node3", None)]);
+    let late = emptied(quorum()).with(silent).with(|scene| {
+        scene.o.guardian.armed = Some(Armed {
+            epoch: Epoch(1),
+            deadline: NOW + Duration::from_millis(900),
+        });
+    });
+    let (rule, job) = late.job();
+    assert_eq!(rule, "no-lock");
+    assert!(matches!(job, Some(Job::Stop { .. })), "{job:?}");
+}
+
+/// Nobody can have taken over then without the lease having ended.
+#[test]
+fn without_fenced_failover_or_in_pause_it_leads_on_at_once() {
+    let no_votes = json!({"synchronous_mode": "quorum", "garden": {"quorum_failover": false}});
+    let no_record = json!({"synchronous_mode": "quorum", "garden": {"record_lease": false}});
+    for dynamic in [json!({}), no_votes, no_record, paused()] {
+        assert!(claims(&emptied(dynamic.clone())), "{dynamic}");
+    }
+}
+
+/// The last primary, restarted, must not win with what it has when somebody has led since.
+#[test]
+fn the_last_primary_is_none_when_another_knows_of_a_later_epoch() {
+    let restarted = |epoch: u64| {
+        let answers = told(&[("node2", Some(epoch)), ("node3", Some(1))]);
+        emptied(quorum()).with(answers).with(|scene| {
+            scene.m.free_since = Some(NOW - Duration::from_secs(40));
+            scene.o.dcs.watching_since = Some(NOW - Duration::from_secs(40));
+            scene.m.race_asked = Some(NOW);
+            scene.o.guardian.armed = None;
+            if let Sql::Sample(sample) = &mut scene.o.postgres.sql {
+                sample.in_recovery = true;
+                sample.receive_lsn = Lsn(100);
+                sample.replay_lsn = Lsn(100);
+            }
+        })
+    };
+    assert!(claims(&restarted(1)));
+    let outdated = restarted(2);
+    assert!(!claims(&outdated));
+    assert!(!outdated.decide().1.last_primary);
+}
