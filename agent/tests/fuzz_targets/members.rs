@@ -63,6 +63,8 @@ pub fn status(input: &[u8]) -> Seen {
         let same = PeerStatus {
             watchdog_failed: false,
             age: nothing.age,
+            // What the agent knows of itself.
+            epoch: nothing.epoch,
             ..status
         };
         assert_eq!(same, nothing, "without a position nothing is said of one");
