@@ -58,6 +58,29 @@ fn fences_at_the_deadline_while_the_agent_is_silent() {
     });
 }
 
+/// A restart went on while the loop that had ordered it stood still: the server was ended at the deadline, and
+/// started after it, with nothing to end it again (simulator, seed 1883954).
+#[test]
+fn no_primary_is_started_after_the_deadline_under_which_that_was_ordered() {
+    as_postgres("no_primary_is_started_after_the_deadline", || {
+        let cluster = Cluster::new("late", 27034);
+        let mut agent = cluster.agent();
+        cluster.start(&agent);
+        agent.arm(1, Duration::from_millis(700));
+        agent.wait_for(|event| *event == GuardianEvent::Empty);
+        let late = cluster.try_start(&agent, true);
+        let refused = matches!(&late, Err(GuardianError::Refused(why)) if why.contains("deadline"));
+        assert!(refused, "{late:?}");
+        assert_eq!(cluster.alive(), 0);
+        // A standby, or whatever was ordered while nothing was armed.
+        cluster.start(&agent);
+        cluster.stop_by_hand("fast");
+        agent.wait_for(|event| *event == GuardianEvent::Empty);
+        agent.arm(2, Duration::from_secs(20));
+        cluster.try_start(&agent, true).expect("a deadline stands");
+    });
+}
+
 #[test]
 fn fences_at_the_deadline_when_the_agent_is_gone() {
     as_postgres("fences_at_the_deadline_when_the_agent_is_gone", || {
@@ -388,9 +411,10 @@ fn a_program_that_cannot_be_executed_is_an_exit() {
     as_postgres("a_program_that_cannot_be_executed_is_an_exit", || {
         let cluster = Cluster::new("noexec", 27019);
         let mut agent = cluster.agent();
-        let start = agent
-            .client
-            .start_postmaster(vec!["/nowhere/postgres".into()], vec![], None);
+        let start =
+            agent
+                .client
+                .start_postmaster(vec!["/nowhere/postgres".into()], vec![], None, false);
         let pid = cluster.runtime.block_on(start).expect("a pid");
         let seen = agent.wait_for(|event| *event == GuardianEvent::Empty);
         let exit = GuardianEvent::PostmasterExited {

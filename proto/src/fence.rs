@@ -75,6 +75,9 @@ pub enum Refusal {
     /// A PostgreSQL that may be writable is running.
     #[error("a PostgreSQL that may be writable is running")]
     MayBeWritable,
+    /// The server was to run under a deadline, and none stands any more.
+    #[error("the deadline under which the start was ordered is over")]
+    NoDeadline,
 }
 
 /// What the guardian has to do now.
@@ -181,6 +184,20 @@ impl FenceClock {
         }
         self.state = State::Disarmed;
         Ok(())
+    }
+
+    /// Whether a server may be started. One that may become writable, and was ordered while a deadline stood, is
+    /// `bounded`: work that goes on while its agent stands still must not start it after that deadline, with
+    /// nothing to end it (S2).
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn may_start(&self, bounded: bool) -> Result<(), Refusal> {
+        match self.state {
+            State::Fencing => Err(Refusal::Fencing),
+            State::Disarmed if bounded => Err(Refusal::NoDeadline),
+            State::Disarmed | State::Armed { .. } => Ok(()),
+        }
     }
 
     /// Fences now, whatever the deadline.

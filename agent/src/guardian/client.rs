@@ -205,15 +205,17 @@ impl GuardianClient {
 
     /// Starts the postmaster and returns its pid. `command` begins with an absolute path; `env` is the
     /// whole environment; both streams are appended to `log`, or go where the guardian's own go. That
-    /// the program cannot be executed shows as [`GuardianEvent::PostmasterExited`] with status 127.
+    /// the program cannot be executed shows as [`GuardianEvent::PostmasterExited`] with status 127. A start that
+    /// is `bounded` is only good while a deadline stands ([`proto::fence::FenceClock::may_start`]).
     ///
     /// # Errors
-    /// Refused while one lives or fencing is under way.
+    /// Refused while one lives, fencing is under way, or the deadline is over.
     pub async fn start_postmaster(
         &self,
         command: Vec<OsString>,
         env: Vec<(OsString, OsString)>,
         log: Option<PathBuf>,
+        bounded: bool,
     ) -> Result<i32, GuardianError> {
         let start = Start {
             argv: command.into_iter().map(OsString::into_vec).collect(),
@@ -223,6 +225,7 @@ impl GuardianClient {
                 .collect(),
             cwd: Vec::new(),
             log: log.map(|path| super::path_bytes(&path)).unwrap_or_default(),
+            bounded,
         };
         self.postmaster_from(Request::Start(start)).await
     }

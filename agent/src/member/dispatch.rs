@@ -97,7 +97,8 @@ impl Member {
             phase: String::from("begun"),
             cancelled: false,
         });
-        self.postgres.run(id, job);
+        let bounded = self.observation.guardian.armed.is_some();
+        self.postgres.run(id, job, bounded);
     }
 
     fn hold(&mut self, goal: LeaseGoal) {

@@ -59,7 +59,7 @@ pub enum PgEvent {
 }
 
 enum Order {
-    Run(JobId, Job),
+    Run(JobId, Job, bool),
     Cancel(JobId),
     Configure(WantedConf),
     Checkpoint,
@@ -124,9 +124,10 @@ impl Postgres {
         )
     }
 
-    /// Runs a job; its end is [`PgEvent::JobEnded`]. While another one runs it fails at once.
-    pub fn run(&self, id: JobId, job: Job) {
-        self.order(Order::Run(id, job));
+    /// Runs a job; its end is [`PgEvent::JobEnded`]. While another one runs it fails at once. `bounded`: it was
+    /// decided on while a deadline stood, and starts no primary without one.
+    pub fn run(&self, id: JobId, job: Job, bounded: bool) {
+        self.order(Order::Run(id, job, bounded));
     }
 
     /// Cancels the job with this id, if it still runs. It ends by itself soon after; a job that cannot be
@@ -370,7 +371,7 @@ impl Driver {
             // Both branches are cancel safe.
             tokio::select! {
                 order = orders.recv() => match order {
-                    Some(Order::Run(id, job)) => self.start(id, job, &ended_tx).await,
+                    Some(Order::Run(id, job, bounded)) => self.start(id, job, bounded, &ended_tx).await,
                     Some(order) => self.carry_out(order),
                     None => break,
                 },
@@ -392,7 +393,7 @@ impl Driver {
         let _ = self.shared.events.send(event).await;
     }
 
-    async fn start(&mut self, id: JobId, job: Job, ended: &mpsc::Sender<Finished>) {
+    async fn start(&mut self, id: JobId, job: Job, bounded: bool, ended: &mpsc::Sender<Finished>) {
         if let Some(running) = &self.running {
             let why = format!("job {} still runs", running.id);
             let end = JobEnd::Failed(Failure::Other(why));
@@ -421,6 +422,7 @@ impl Driver {
         let cx = JobCx {
             shared: self.shared.clone(),
             id,
+            bounded,
             cancel,
         };
         let (ended, pace) = (ended.clone(), self.pace.clone());

@@ -134,6 +134,8 @@ pub(super) struct JobCx {
     pub shared: Arc<Shared>,
     /// Which job.
     pub id: JobId,
+    /// A deadline stood when it was ordered: what it starts as a primary may not outlive that.
+    pub bounded: bool,
     /// Fires when the job shall end.
     pub cancel: CancellationToken,
 }

@@ -85,10 +85,12 @@ async fn start_postmaster(
     let command = conf::command_line(job.ctx(), state).await?;
     job.check()?;
     let env = postmaster_environment(job);
+    // S2: the agent may have stood still since it ordered this, for longer than the deadline of then.
+    let bounded = job.bounded && !state.standby;
     let pid = job
         .shared
         .guardian
-        .start_postmaster(command, env, None)
+        .start_postmaster(command, env, None, bounded)
         .await?;
     // The guardian's own report may already have said more, for example that it has ended.
     job.shared.processes.send_if_modified(|set| {

@@ -224,7 +224,7 @@ impl Node {
     pub fn start(&mut self, job: Job) -> JobId {
         self.last_id += 1;
         let id = JobId(self.last_id);
-        self.driver.run(id, job);
+        self.driver.run(id, job, false);
         id
     }
 

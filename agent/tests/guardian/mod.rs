@@ -4,7 +4,9 @@
 mod again;
 
 use garden_agent::guardian::fence::{Scope, Sweeper};
-use garden_agent::guardian::{self, AttachOptions, GuardianClient, GuardianEvent, Hello};
+use garden_agent::guardian::{
+    self, AttachOptions, GuardianClient, GuardianError, GuardianEvent, Hello,
+};
 use proto::time::MonoTime;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -153,14 +155,21 @@ impl Cluster {
 
     /// Starts PostgreSQL through the guardian and waits until it can be used.
     pub fn start(&self, agent: &Agent) -> i32 {
+        self.try_start(agent, false).expect("start")
+    }
+
+    /// The same, only while a deadline stands if it is `bounded`.
+    pub fn try_start(&self, agent: &Agent, bounded: bool) -> Result<i32, GuardianError> {
         let mut command = vec![OsString::from(format!("{BIN}/postgres"))];
         command.extend(self.settings().into_iter().map(OsString::from));
         let env = vec![(OsString::from("PATH"), OsString::from("/usr/bin:/bin"))];
         let log = self.dir.with_extension("log");
-        let start = agent.client.start_postmaster(command, env, Some(log));
-        let pid = self.runtime.block_on(start).expect("start");
+        let start = agent
+            .client
+            .start_postmaster(command, env, Some(log), bounded);
+        let pid = self.runtime.block_on(start)?;
         self.wait_until_ready();
-        pid
+        Ok(pid)
     }
 
     /// Starts PostgreSQL behind the guardian's back; returns the pid of the postmaster.

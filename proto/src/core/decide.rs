@@ -25,6 +25,9 @@ use std::time::Duration;
 pub fn decide(o: &Observation, memory: &Memory, s: &Settings) -> (Decision, Memory) {
     let mut cx = Cx::new(o, memory, s);
     cx.m.began.get_or_insert(o.now);
+    if cx.paused() {
+        cx.m.paused_at = Some(o.now);
+    }
     finish::take_note(&mut cx);
     keep::note_epoch(&mut cx);
     hold_back_while_recovering(&mut cx);

@@ -133,13 +133,22 @@ pub(super) fn highest_epoch(cx: &Cx) -> Epoch {
     known.into_iter().flatten().max().unwrap_or_default()
 }
 
+/// The highest epoch that a peer has told us of.
+fn told_epoch(cx: &Cx) -> Epoch {
+    let told = cx.o.peers.values();
+    let told = told.filter_map(|answer| Some(answer.status.as_ref()?.epoch));
+    told.max().unwrap_or_default()
+}
+
 /// We, asking for a tenure.
 pub(super) fn claimant<'a>(cx: &Cx<'a>) -> txns::Claimant<'a> {
     txns::Claimant {
         s: cx.s,
         session: &cx.o.guardian.session,
         members: record_members(cx),
-        highest: highest_epoch(cx),
+        // What peers told counts whenever they did: epochs only grow, and this may be all that is left of a
+        // record that somebody has deleted.
+        highest: highest_epoch(cx).max(told_epoch(cx)),
     }
 }
 

@@ -120,6 +120,9 @@ pub struct Memory {
     /// The highest epoch that we have seen in etcd. The record may be deleted by hand.
     #[serde(default)]
     pub epoch_seen: Epoch,
+    /// When the cluster was seen paused last.
+    #[serde(default)]
+    pub paused_at: Option<MonoTime>,
     /// Quorum-fenced failover.
     pub suspicion: super::vote::Suspicion,
 }

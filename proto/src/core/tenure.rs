@@ -143,13 +143,13 @@ pub fn lock(o: &Observation, m: &Memory, s: &Settings) -> Lock {
             }
             // A record that has run out is one of an earlier tenure, ours or not.
             if is_native(view) {
-                foreign_record(o, view, s)
+                foreign_record(o, view, m, s)
             } else {
                 Lock::Inherited
             }
         }
         None if !o.dcs.confirmed => Lock::Unknown(Unknown::NotConfirmed),
-        None if is_native(view) => foreign_record(o, view, s),
+        None if is_native(view) => foreign_record(o, view, m, s),
         None => match view.leader_name() {
             Some(name) if *name == s.me => Lock::Inherited,
             Some(name) => Lock::Other(name.clone()),
@@ -184,7 +184,7 @@ fn own_record(o: &Observation, view: &ClusterView, s: &Settings) -> Option<Tenur
 }
 
 /// A record that we do not hold: still to be waited for, or free.
-fn foreign_record(o: &Observation, view: &ClusterView, s: &Settings) -> Lock {
+fn foreign_record(o: &Observation, view: &ClusterView, m: &Memory, s: &Settings) -> Lock {
     let Some(entry) = &view.record else {
         return Lock::Unknown(Unknown::RecordGarbled);
     };
@@ -214,19 +214,13 @@ fn foreign_record(o: &Observation, view: &ClusterView, s: &Settings) -> Lock {
         .dcs
         .record_seen
         .filter(|seen| seen.modified == entry.modified);
+    // In pause no deadline stands (S13), so a primary may write for longer than its record has stood still. When
+    // the pause is over it gets as long again to see that, and to renew or to stop (S2).
+    let paused = m.paused_at.filter(|_| !s.cluster.pause);
     match stood {
-        Some(seen) if o.now.since(seen.since) >= wait => Lock::Free,
+        Some(seen) if o.now.since(seen.since.max(paused.unwrap_or(seen.since))) >= wait => {
+            Lock::Free
+        }
         _ => Lock::Other(record.owner.clone()),
     }
-}
-
-/// When the lock of another may become free without any event: the end of `W`.
-pub fn free_at(o: &Observation, s: &Settings) -> Option<MonoTime> {
-    let entry = o.dcs.view.as_ref()?.record.as_ref()?;
-    let seen = o
-        .dcs
-        .record_seen
-        .filter(|seen| seen.modified == entry.modified)?;
-    let wait = Duration::from_millis(entry.record.w_ms.max(s.cluster.native.wait_ms));
-    (entry.record.state == RecordState::Held).then(|| seen.since + wait)
 }

@@ -151,7 +151,8 @@ pub fn may_vote(view: &ClusterView, me: &MemberName, wal_epoch: Epoch) -> bool {
 
 fn note_epoch(cx: &mut Cx, entry: &RecordEntry, leader: &MemberName, sample: &SqlSample) {
     let epoch = entry.record.epoch;
-    if cx.o.postgres.wal_epoch == epoch || entry.record.owner != *leader {
+    // A record that was deleted by hand may begin with a lower one: what is on disk stays.
+    if cx.o.postgres.wal_epoch >= epoch || entry.record.owner != *leader {
         return;
     }
     let on_its_branch = cx.member(leader).is_some_and(|m| {

@@ -18,6 +18,44 @@ fn moment(millis: u64) -> Moment {
     }
 }
 
+/// S2: what was ordered while a deadline stood does not start a server after it.
+#[test]
+fn a_bounded_start_needs_a_deadline() {
+    let mut clock = FenceClock::default();
+    assert_eq!(clock.may_start(true), Err(Refusal::NoDeadline));
+    assert_eq!(clock.may_start(false), Ok(()), "a standby, or in pause");
+    assert!(clock.arm(moment(100), Epoch(3), at(500)).is_ok());
+    assert_eq!(clock.may_start(true), Ok(()));
+    assert_eq!(clock.poll(moment(500)), Verdict::Fence);
+    for bounded in [true, false] {
+        assert_eq!(clock.may_start(bounded), Err(Refusal::Fencing));
+    }
+    clock.emptied();
+    assert_eq!(clock.may_start(true), Err(Refusal::NoDeadline));
+    assert!(clock.arm(moment(600), Epoch(4), at(900)).is_ok());
+    assert_eq!(clock.may_start(true), Ok(()), "of the next tenure");
+}
+
+/// The request of an agent that does not know of it ends before the field.
+#[test]
+fn a_start_of_an_older_agent_is_not_bounded() {
+    let mut bytes = Vec::new();
+    let start = Start {
+        argv: vec![b"/postgres".to_vec()],
+        bounded: true,
+        ..Start::default()
+    };
+    let request = Request::Start(start.clone());
+    assert_eq!(request.encode(7, &mut bytes), Ok(()));
+    assert_eq!(Request::decode(&bytes), Ok((7, request)));
+    bytes.pop();
+    let older = Start {
+        bounded: false,
+        ..start
+    };
+    assert_eq!(Request::decode(&bytes), Ok((7, Request::Start(older))));
+}
+
 #[test]
 fn table_of_transitions() {
     let mut clock = FenceClock::default();
@@ -248,6 +286,7 @@ fn messages_survive_the_wire() {
         env: vec![(b"A".to_vec(), b"b=c".to_vec())],
         cwd: b"/".to_vec(),
         log: Vec::new(),
+        bounded: true,
     };
     let requests = [
         Request::Hello { version: 1 },

@@ -34,6 +34,9 @@ pub struct Start {
     pub cwd: Vec<u8>,
     /// File that both output streams are appended to; empty: the guardian's own streams.
     pub log: Vec<u8>,
+    /// Only while a deadline stands: see [`super::FenceClock::may_start`]. An agent that does not know of this
+    /// asks for nothing of the kind.
+    pub bounded: bool,
 }
 
 /// What an agent leaves with the guardian for the agent after it.
@@ -296,6 +299,7 @@ impl Request {
                 }
                 w.bytes(&start.cwd);
                 w.bytes(&start.log);
+                w.flag(start.bounded);
             }
             Self::Adopt { pid } => {
                 w.open(4, id);
@@ -351,6 +355,7 @@ impl Request {
                 env: r.list(|r| Ok((r.bytes()?, r.bytes()?)))?,
                 cwd: r.bytes()?,
                 log: r.bytes()?,
+                bounded: !r.0.is_empty() && r.flag()?,
             }),
             4 => Self::Adopt { pid: r.i32()? },
             5 => Self::Signal { signal: r.i32()? },

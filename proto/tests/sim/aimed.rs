@@ -298,6 +298,15 @@ fn unseen_by_hand(aim: &mut Aim<'_>) {
     aim.on(Kind::PowerLoss, aim.p, (lost, 12_000));
 }
 
+/// The loop hangs while a restart is under way that takes long: work that goes on without it.
+fn restart_goes_on(aim: &mut Aim<'_>) {
+    aim.on(Kind::SlowPostgres, aim.p, (100, 500));
+    let asked = aim.ms(200, 400);
+    aim.on_primary(Kind::Restart, (asked, 4_000), 0);
+    let hangs = asked + aim.ms(120, 250);
+    aim.on_primary(Kind::LoopStall, (hangs, 14_000), 0);
+}
+
 /// The machine of the primary stands still while the others cut it off and one of them leads, and goes on while its
 /// lease still runs; etcd has been emptied meanwhile.
 fn emptied_meanwhile(aim: &mut Aim<'_>) {
@@ -344,6 +353,7 @@ fn family(mutation: Mutation) -> Option<(Shape, bool, Family)> {
         Mutation::LsnOrderOnly => (FENCED, false, longer_and_older),
         Mutation::TimelineWithoutCompare => (PLAIN, false, unseen_timeline),
         Mutation::TimelineNumberOnly => (PLAIN, false, unseen_by_hand),
+        Mutation::StartUnbounded => (PLAIN, false, restart_goes_on),
         Mutation::EpochUntold => (FENCED, false, emptied_meanwhile),
         Mutation::QuorumOneShort => (FENCED, false, out_of_sight),
         Mutation::StreamNotCut => (FENCED, false, back_at_once),

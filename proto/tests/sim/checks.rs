@@ -107,6 +107,7 @@ impl World {
         }
         let others: Vec<usize> = (0..self.nodes.len())
             .filter(|m| *m != n && self.nodes[*m].pg.writable() && !self.excused(*m))
+            .filter(|m| !self.is_being_ended(*m))
             .collect();
         let same_system = |m: &usize| self.nodes[*m].disk.system == self.nodes[n].disk.system;
         if let Some(other) = others.iter().find(|m| same_system(m)).copied() {
@@ -122,6 +123,13 @@ impl World {
         }
         self.checks.latest = Some(n);
         self.holds_everything(n);
+    }
+
+    /// What a dead guardian's witness is ending on a machine that stands still runs no more before that is done.
+    fn is_being_ended(&self, n: usize) -> bool {
+        let node = &self.nodes[n];
+        let dead = node.guard.as_ref().is_none_or(|guard| !guard.alive);
+        node.frozen > 0 && dead && node.pg.run == super::postgres::Run::Orphans
     }
 
     /// A cluster of its own, which lost the race to be made, and which nobody knows of.

@@ -42,6 +42,7 @@ const RARE: &[&str] = &[
     "read-of-the-past",
     "wal-fork",
     "operator-names-candidate",
+    "operator-resumes-again",
     "operator-empties-directory",
     "bootstrap-set-aside",
     "old-primary-restarts",

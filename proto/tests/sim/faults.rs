@@ -322,9 +322,11 @@ impl World {
         if begins {
             return;
         }
+        // PostgreSQL goes on with the machine, also while the agent still stands: what is held up by that is put
+        // back as it comes.
+        self.thaw(n);
         let node = &self.nodes[n];
         if node.frozen + node.agent_frozen + node.stalled == 0 {
-            self.thaw(n);
             let inc = self.inc(n);
             self.after(0, Ev::Nudge { n, inc });
         }

@@ -34,6 +34,8 @@ pub struct JobRun {
     pressed: u32,
     /// A limit of the job as a whole.
     limit: T,
+    /// It was decided on while a deadline stood.
+    bounded: bool,
 }
 
 const POLL: T = 20 * MS;
@@ -67,6 +69,7 @@ impl World {
             until: None,
             pressed: 0,
             limit: u64::MAX,
+            bounded: agent.o.guardian.armed.is_some(),
         });
         self.after(
             MS,
@@ -272,6 +275,12 @@ impl World {
             return Err(what.clone());
         }
         let conf = self.conf_state(n, standby, follow);
+        let bounded = !standby && self.agent(n).job.as_ref().is_some_and(|run| run.bounded);
+        if bounded && !self.has(Mutation::StartUnbounded) {
+            let guard = self.nodes[n].guard.as_ref();
+            let clock = guard.map(|g| g.clock).unwrap_or_default();
+            clock.may_start(bounded).map_err(|why| why.to_string())?;
+        }
         self.start_postgres(n, standby, conf.sync_names.clone(), conf.upstream.clone())?;
         self.agent(n).applied = conf;
         let limit = self.now + nanos(timeout);

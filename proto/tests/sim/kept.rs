@@ -480,5 +480,125 @@ pub fn plans() -> Vec<(&'static str, Plan)> {
                 ],
             ),
         ),
+        (
+            "the pause ends while the primary does not hear of it: the others wait as long as its lease again",
+            plan(
+                1_942_970,
+                Shape {
+                    strict: false,
+                    ..TUNED
+                },
+                vec![
+                    fault(Kind::Pause, 2_095_303_671, 4_889, (2, 0), 1_408_705_913),
+                    fault(Kind::EtcdLossy, 2_836_683_696, 4_135, (0, 0), 129_966_766),
+                    elsewhere(fault(
+                        Kind::EtcdLossy,
+                        334_563_012,
+                        7_553,
+                        (2, 0),
+                        3_084_158_912,
+                    )),
+                    fault(
+                        Kind::LeaderDeleted,
+                        4_406_630_174,
+                        4_828,
+                        (1, 0),
+                        276_083_617,
+                    ),
+                    fault(Kind::PgSilent, 6_515_147_370, 1_121, (2, 2), 2_119_460_641),
+                ],
+            ),
+        ),
+        (
+            "an unreadable record was deleted, and the next leader goes on above the epochs that others know of",
+            plan(
+                558_014,
+                Shape {
+                    start_timeout: 0,
+                    rewind: false,
+                    ..TUNED
+                },
+                vec![
+                    fault(Kind::Shutdown, 5_354_553_099, 10_247, (0, 2), 2_723_417_109),
+                    elsewhere(fault(
+                        Kind::RecordGarbled,
+                        5_977_910_342,
+                        3_706,
+                        (0, 1),
+                        3_259_685_239,
+                    )),
+                    fault(Kind::RecordGarbled, 4_159_145_995, 664, (1, 0), 294_985_108),
+                    elsewhere(fault(
+                        Kind::Shutdown,
+                        3_195_011_929,
+                        4_826,
+                        (0, 2),
+                        795_347_382,
+                    )),
+                    fault(Kind::Shutdown, 2_758_582_156, 309, (1, 0), 2_364_034_889),
+                ],
+            ),
+        ),
+        (
+            "the end of a pause is lost with etcd",
+            plan(
+                675_636,
+                Shape {
+                    nodes: 1,
+                    sync: "off",
+                    strict: false,
+                    profile: "fast",
+                    ..TUNED
+                },
+                vec![
+                    fault(Kind::Pause, 1_217_028_401, 1_132, (0, 0), 1_991_942_329),
+                    fault(Kind::EtcdWiped, 3_018_174_667, 84, (0, 0), 2_927_911_628),
+                    fault(Kind::LoopStall, 1_333_503_214, 7_385, (0, 0), 1_133_992_851),
+                ],
+            ),
+        ),
+        (
+            "a restart goes on after the deadline while the loop hangs",
+            plan(
+                1_883_954,
+                Shape {
+                    strict: false,
+                    ..TUNED
+                },
+                vec![
+                    fault(Kind::LoopStall, 862_980_674, 11_040, (2, 1), 3_275_597_784),
+                    fault(Kind::SlowPostgres, 612_021_620, 513, (2, 1), 2_943_236_412),
+                    fault(Kind::Restart, 713_830_007, 4_657, (1, 0), 1_365_585_285),
+                ],
+            ),
+        ),
+        (
+            "a guardian is killed just before its machine stands still",
+            plan(
+                1_358_038,
+                Shape {
+                    sync: "off",
+                    strict: false,
+                    ..TUNED
+                },
+                vec![
+                    elsewhere(fault(
+                        Kind::GuardianKilled,
+                        759_461_751,
+                        3_249,
+                        (2, 0),
+                        1_524_691_049,
+                    )),
+                    fault(Kind::NodeFreeze, 762_695_936, 978, (1, 2), 337_665_491),
+                    fault(
+                        Kind::NodeFreeze,
+                        1_140_999_605,
+                        7_972,
+                        (1, 2),
+                        2_147_882_285,
+                    ),
+                ],
+            ),
+        ),
     ]
 }

@@ -24,6 +24,7 @@ mutations! {
     WaitHalved = "a candidate waits half of W",
     GuardianAbsent = "nothing enforces the deadline",
     NeverArmed = "the guardian is not told the deadline",
+    StartUnbounded = "a start goes on after the deadline under which it was ordered",
     KeepaliveTrusted = "an answered keepalive earns a deadline",
     ReleaseBeforeEmpty = "the lock is released before the last process is gone",
     StaleViewTrusted = "a view counts as confirmed however old it is",

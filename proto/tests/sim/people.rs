@@ -144,6 +144,19 @@ impl World {
         self.commit_to_etcd(None, &txn, LeaseId(0));
     }
 
+    /// The end of a pause may be lost with etcd, and then the members go on as they know it: who sees that ends it again.
+    pub fn operator_resumes_again(&mut self) {
+        let paused = |agent: &super::shell::Agent| agent.s.cluster.pause;
+        let seen = self
+            .nodes
+            .iter()
+            .any(|n| n.agent.as_ref().is_some_and(paused));
+        if seen && !self.config.pause {
+            self.story.reach("operator-resumes-again");
+            self.set_config("pause", serde_json::json!(false));
+        }
+    }
+
     /// S23: after etcd was lost a person looks who has most, and says so.
     pub fn operator_names_the_best(&mut self) {
         if self.store.get("leader").is_some() {

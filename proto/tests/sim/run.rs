@@ -361,6 +361,9 @@ fn settle(world: &mut World, plan: &Plan) {
         if wiped && leader_since.is_none() && took > quarantine && took < quarantine + 2 * SEC {
             world.operator_names_the_best();
         }
+        if wiped && took > 5 * SEC {
+            world.operator_resumes_again();
+        }
         if took > 5 * SEC {
             world.operator_copies_anew(took > 15 * SEC);
         }

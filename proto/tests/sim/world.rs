@@ -472,6 +472,7 @@ impl World {
             | Ev::RecordTick { n, .. }
             | Ev::Job { n, .. }
             | Ev::Configured { n, .. }
+            | Ev::GuardAgain { n }
             | Ev::Cut { n, .. } => Class::Agent(*n),
             Ev::Pg { n, .. } | Ev::Defined { n, .. } => Class::Pg(*n),
             Ev::Wal { id, .. } => self
@@ -488,7 +489,6 @@ impl World {
             | Ev::ConnTimeout { .. }
             | Ev::Deadline { .. }
             | Ev::Fenced { .. }
-            | Ev::GuardAgain { .. }
             | Ev::AgentStart { .. }
             | Ev::Expiry { .. }
             | Ev::Client
@@ -660,7 +660,8 @@ impl World {
             Ev::Deadline { n, guard } => self.deadline(n, guard),
             Ev::Fenced { n, guard } => self.fenced(n, guard),
             Ev::GuardAgain { n } => {
-                if self.nodes[n].powered {
+                let node = &self.nodes[n];
+                if node.powered && node.guard.as_ref().is_none_or(|guard| !guard.alive) {
                     self.spawn_guard(n);
                     self.probe_now(n);
                 }

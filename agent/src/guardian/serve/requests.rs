@@ -94,6 +94,9 @@ impl Guardian {
         if let Some(why) = self.not_startable() {
             return refused(why);
         }
+        if let Err(why) = self.clock.may_start(start.bounded) {
+            return refused(&why.to_string());
+        }
         let started =
             spawn::Prepared::new(start, &self.data_dir, self.oom_score).and_then(|prepared| {
                 if self.namespace {
