@@ -59,7 +59,7 @@ pub enum PgEvent {
 }
 
 enum Order {
-    Run(JobId, Job, bool),
+    Run { id: JobId, job: Job, bounded: bool },
     Cancel(JobId),
     Configure(WantedConf),
     Checkpoint,
@@ -127,7 +127,7 @@ impl Postgres {
     /// Runs a job; its end is [`PgEvent::JobEnded`]. While another one runs it fails at once. `bounded`: it was
     /// decided on while a deadline stood, and starts no primary without one.
     pub fn run(&self, id: JobId, job: Job, bounded: bool) {
-        self.order(Order::Run(id, job, bounded));
+        self.order(Order::Run { id, job, bounded });
     }
 
     /// Cancels the job with this id, if it still runs. It ends by itself soon after; a job that cannot be
@@ -371,7 +371,7 @@ impl Driver {
             // Both branches are cancel safe.
             tokio::select! {
                 order = orders.recv() => match order {
-                    Some(Order::Run(id, job, bounded)) => self.start(id, job, bounded, &ended_tx).await,
+                    Some(Order::Run { id, job, bounded }) => self.start(id, job, bounded, &ended_tx).await,
                     Some(order) => self.carry_out(order),
                     None => break,
                 },
@@ -444,7 +444,7 @@ impl Driver {
     fn carry_out(&mut self, order: Order) {
         match order {
             // Taken by the caller, which has the channel for its end.
-            Order::Run(..) => {}
+            Order::Run { .. } => {}
             Order::Cancel(id) => {
                 if let Some(running) = self.running.as_ref().filter(|running| running.id == id) {
                     running.cancel.cancel();
