@@ -62,23 +62,27 @@ fn fences_at_the_deadline_while_the_agent_is_silent() {
 /// started after it, with nothing to end it again (simulator, seed 1883954).
 #[test]
 fn no_primary_is_started_after_the_deadline_under_which_that_was_ordered() {
-    as_postgres("no_primary_is_started_after_the_deadline", || {
-        let cluster = Cluster::new("late", 27034);
-        let mut agent = cluster.agent();
-        cluster.start(&agent);
-        agent.arm(1, Duration::from_millis(700));
-        agent.wait_for(|event| *event == GuardianEvent::Empty);
-        let late = cluster.try_start(&agent, true);
-        let refused = matches!(&late, Err(GuardianError::Refused(why)) if why.contains("deadline"));
-        assert!(refused, "{late:?}");
-        assert_eq!(cluster.alive(), 0);
-        // A standby, or whatever was ordered while nothing was armed.
-        cluster.start(&agent);
-        cluster.stop_by_hand("fast");
-        agent.wait_for(|event| *event == GuardianEvent::Empty);
-        agent.arm(2, Duration::from_secs(20));
-        cluster.try_start(&agent, true).expect("a deadline stands");
-    });
+    as_postgres(
+        "no_primary_is_started_after_the_deadline_under_which_that_was_ordered",
+        || {
+            let cluster = Cluster::new("late", 27034);
+            let mut agent = cluster.agent();
+            cluster.start(&agent);
+            agent.arm(1, Duration::from_millis(700));
+            agent.wait_for(|event| *event == GuardianEvent::Empty);
+            let late = cluster.try_start(&agent, true);
+            let refused =
+                matches!(&late, Err(GuardianError::Refused(why)) if why.contains("deadline"));
+            assert!(refused, "{late:?}");
+            assert_eq!(cluster.alive(), 0);
+            // A standby, or whatever was ordered while nothing was armed.
+            cluster.start(&agent);
+            cluster.stop_by_hand("fast");
+            agent.wait_for(|event| *event == GuardianEvent::Empty);
+            agent.arm(2, Duration::from_secs(20));
+            cluster.try_start(&agent, true).expect("a deadline stands");
+        },
+    );
 }
 
 #[test]

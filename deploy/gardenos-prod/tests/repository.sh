@@ -55,6 +55,8 @@ backups_s3() {
     ! "$stack/scripts/backup" check >"$work/backup.log" 2>&1 || die "a certificate of an unknown authority is taken"
     grep -qi certificate "$work/backup.log" || { tail "$work/backup.log" && die "it fails for another reason"; }
     settings_are BACKUP_TYPE=local
+    # A push that is under way ends with what it began with; the next one goes to the volume.
+    wait_for 90 "WAL goes to the volume again" "$stack/scripts/backup" check
     docker rm -fv "$s3" >/dev/null
 }
 
