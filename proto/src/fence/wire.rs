@@ -299,7 +299,9 @@ impl Request {
                 }
                 w.bytes(&start.cwd);
                 w.bytes(&start.log);
-                w.flag(start.bounded);
+                if start.bounded {
+                    w.flag(true);
+                }
             }
             Self::Adopt { pid } => {
                 w.open(4, id);
