@@ -164,3 +164,29 @@ fn a_standby_leader_hands_over_without_an_end_of_wal() {
     assert_eq!(decision.reason.rule(), "releasing");
     assert!(memory.stepping_down.is_some());
 }
+
+/// The record of a cluster whose last one was deleted by hand may begin below what a member has on its disk: it
+/// ordered the same note a thousand times a second (seed 558014).
+#[test]
+fn the_epoch_on_disk_does_not_go_back() {
+    let notes = |on_disk: u64| {
+        let held = json!({
+            "v": 1, "epoch": 2, "owner": "node1", "session": "other", "seq": 7, "state": "held",
+            "l_ms": 2500, "w_ms": 2900, "members": ["node1", "node2", "node3"],
+        });
+        let scene = scene("node2", json!({"synchronous_mode": "quorum"}), json!({}));
+        let scene = scene.key("record", Some(&held.to_string())).with(|scene| {
+            scene.o.postgres.wal_epoch = Epoch(on_disk);
+            if let Sql::Sample(sample) = &mut scene.o.postgres.sql {
+                sample.receiver = Some(Receiver {
+                    status: "streaming".into(),
+                    timeline: Some(Timeline(1)),
+                    ..Receiver::default()
+                });
+            }
+        });
+        let note = |action: &Action| matches!(action, Action::NoteWalEpoch(_));
+        scene.decide().0.actions.iter().any(note)
+    };
+    assert_eq!([1, 2, 4].map(notes), [true, false, false]);
+}

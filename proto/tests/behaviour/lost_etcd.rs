@@ -127,3 +127,38 @@ fn the_last_primary_is_none_when_another_knows_of_a_later_epoch() {
     assert!(!claims(&outdated));
     assert!(!outdated.decide().1.last_primary);
 }
+
+/// A record that cannot be read was deleted, and an agent that knew of no epoch led: those who had later ones on
+/// their disks had no vote any more (seed 558014).
+#[test]
+fn the_next_record_begins_above_what_peers_know_of() {
+    let epoch = |told_of: Option<u64>| {
+        let scene = scene("node1", json!({}), json!({})).with(told(&[("node2", told_of)]));
+        let scene = scene.with(|scene| {
+            for (_, value) in scene
+                .keys
+                .iter_mut()
+                .filter(|(k, _)| k.starts_with("members/"))
+            {
+                let mut member = object(serde_json::from_str(value).expect("a member"));
+                let ours =
+                    json!({"protocol": proto::core::PROTOCOL, "record": true, "fence": true});
+                member.insert("garden".into(), ours);
+                *value = Value::Object(member).to_string();
+            }
+        });
+        let (decision, _) = scene.decide();
+        decision.actions.iter().find_map(|action| match action {
+            Action::Write { txn, .. } => txn.then.iter().find_map(|op| match op {
+                Op::Put { key, value, .. } if *key == proto::dcs::Key::Record => {
+                    let record: Value = serde_json::from_str(value).expect("a record");
+                    record["epoch"].as_u64()
+                }
+                _ => None,
+            }),
+            _ => None,
+        })
+    };
+    assert_eq!(epoch(None), Some(1));
+    assert_eq!(epoch(Some(5)), Some(6));
+}

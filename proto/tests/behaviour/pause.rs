@@ -229,3 +229,29 @@ fn a_diverged_standby_says_so_where_nothing_may_be_done_about_it() {
     let streams = scene("node2", json!({}), json!({})).with(|scene| scene.m = m);
     assert_eq!(streams.job(), ("following".into(), None));
 }
+
+/// A primary has no deadline in pause, and may hear of its end late: another led at once, since the record had not
+/// moved during the pause (seed 1942970).
+#[test]
+fn what_stood_still_in_pause_counts_from_the_end_of_the_pause() {
+    let held = json!({
+        "v": 1, "epoch": 1, "owner": "node1", "session": "other", "seq": 7, "state": "held",
+        "l_ms": 2500, "w_ms": 2900, "members": ["node1", "node2", "node3"],
+    });
+    let rule = |dynamic: Value, paused_ago: Option<u64>| {
+        let scene = scene("node2", dynamic, json!({})).key("record", Some(&held.to_string()));
+        let scene = scene.with(|scene| {
+            scene.o.dcs.record_seen = Some(RecordSeen {
+                modified: Revision(5),
+                since: NOW - Duration::from_secs(30),
+            });
+            scene.m.paused_at = paused_ago.map(|ms| NOW - Duration::from_millis(ms));
+        });
+        scene.job().0
+    };
+    assert_eq!(rule(json!({}), None), "race-ask");
+    assert_eq!(rule(json!({}), Some(2_000)), "following");
+    assert_eq!(rule(json!({}), Some(9_000)), "race-ask");
+    // In pause an operator may name somebody.
+    assert_eq!(rule(paused(), Some(0)), "paused-free");
+}
