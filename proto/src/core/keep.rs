@@ -159,13 +159,14 @@ fn speaks_our_protocol(capabilities: Option<Capabilities>) -> bool {
 /// Native while every member is ours, compatible as soon as one is not.
 fn switch_mode(cx: &mut Cx) {
     let Some(view) = cx.view() else { return };
-    let all_ours = view.members.contains_key(&cx.s.me)
+    let native = tenure::is_native(view);
+    // Our own key may be gone with its lease; that makes nobody else a Patroni.
+    let all_ours = (native || view.members.contains_key(&cx.s.me))
         && view
             .members
             .values()
             .all(|m| speaks_our_protocol(m.record.capabilities));
     let wanted = cx.s.cluster.native.record_lease && all_ours;
-    let native = tenure::is_native(view);
     if wanted == native || cx.o.job.is_some() {
         return;
     }

@@ -162,3 +162,45 @@ fn a_leader_whose_promotions_fail_after_each_start_steps_aside() {
         "{rules:?}"
     );
 }
+
+/// Its own key went with its lease, and it took itself for a Patroni: it led by `/leader` for a moment, and the next
+/// lease that was taken away was the lock (seed 2851359).
+#[test]
+fn a_leader_without_a_key_of_its_own_goes_on_leading_by_the_record() {
+    let compatible = |ours: bool, theirs: bool| {
+        let capable = json!({"protocol": proto::core::PROTOCOL, "record": true, "fence": true});
+        let held = json!({
+            "v": 1, "epoch": 1, "owner": "node1", "session": "life", "seq": 7, "state": "held",
+            "l_ms": 2500, "w_ms": 2900, "members": ["node1", "node2", "node3"],
+        });
+        let scene = scene("node1", json!({}), json!({})).key("record", Some(&held.to_string()));
+        let scene = scene.with(|scene| {
+            for (key, value) in &mut scene.keys {
+                if key.starts_with("members/") && (theirs || key != "members/node2") {
+                    let mut member = object(serde_json::from_str(value).expect("a member"));
+                    member.insert("garden".into(), capable.clone());
+                    *value = Value::Object(member).to_string();
+                }
+            }
+            scene.keys.retain(|(key, _)| ours || key != "members/node1");
+            scene.o.dcs.held = Some(HeldRecord {
+                epoch: Epoch(1),
+                sent_at: NOW,
+                length: Duration::from_millis(2500),
+                modified: Revision(5),
+                seq: 7,
+            });
+        });
+        let switches = |action: &Action| match action {
+            Action::Write { txn, .. } => txn.then.iter().any(|op| match op {
+                Op::Put { value, .. } => value.contains("\"state\":\"compatible\""),
+                Op::Delete(_) => false,
+            }),
+            _ => false,
+        };
+        scene.decide().0.actions.iter().any(switches)
+    };
+    assert!(!compatible(true, true));
+    assert!(!compatible(false, true), "nobody else is a Patroni");
+    assert!(compatible(true, false), "node2 is one");
+}

@@ -600,5 +600,29 @@ pub fn plans() -> Vec<(&'static str, Plan)> {
                 ],
             ),
         ),
+        (
+            "a leader whose own key went with its lease leads by the record as before",
+            plan(
+                2_851_359,
+                Shape {
+                    nodes: 2,
+                    start_timeout: 0,
+                    ..TUNED
+                },
+                vec![
+                    fault(Kind::LeaseRevoked, 80_435_998, 4_222, (0, 1), 1_955_817_284),
+                    fault(Kind::PgSilent, 592_939_600, 231, (1, 1), 2_607_002_308),
+                    fault(Kind::CutEtcd, 230_739_010, 830, (0, 0), 2_924_053_918),
+                    fault(
+                        Kind::LeaseRevoked,
+                        978_269_598,
+                        1_475,
+                        (1, 1),
+                        1_198_698_720,
+                    ),
+                    fault(Kind::PgSilent, 837_751_506, 3_378, (0, 1), 3_030_503_665),
+                ],
+            ),
+        ),
     ]
 }
