@@ -4,11 +4,12 @@
 mod postgres;
 
 use garden_agent::postgres::pgdata::{self, DurableState, FoundState};
-use garden_agent::postgres::{PgEvent, lineage};
+use garden_agent::postgres::{PgEvent, connect, lineage};
 use postgres::{Node, TIMEOUT, as_postgres, clone_of, primary, sql_of};
 use proto::core::decision::WantedConf;
 use proto::core::job::{Failure, Job, JobEnd, StopMode, StopReason, Upstream};
-use proto::core::observation::{DataDir, Process, Task, TaskResult};
+use proto::core::observation::{DataDir, LocalPostgres, Process, Task, TaskResult};
+use proto::core::rewind::{self, Divergence};
 use proto::ids::{Epoch, SystemId};
 use proto::wal::{Lsn, Timeline};
 use std::path::Path;
@@ -284,6 +285,78 @@ fn a_diverged_primary_is_rewound_and_others_follow_by_reload() {
     );
 }
 
+/// Why nobody connects to a leader before its WAL was compared (S3): a standby that was ahead of the place where the
+/// leader's timeline begins lets commits return that it will never have.
+#[test]
+fn a_diverged_standby_acknowledges_what_it_does_not_have() {
+    as_postgres(
+        "a_diverged_standby_acknowledges_what_it_does_not_have",
+        async {
+            let mut a = primary("a", 23130, "").await;
+            let mut b = standby("b", 23131, &a).await;
+            // The timeline must not begin where a segment does: then there is nothing to ask for.
+            a.query("CREATE TABLE first AS SELECT 1 AS one").await;
+            b.query_until("SELECT to_regclass('first') IS NOT NULL", "t")
+                .await;
+            let alone = Job::Follow {
+                follow: Upstream::None,
+            };
+            assert_eq!(b.job(alone).await, JobEnd::Done);
+            a.query("CREATE TABLE more AS SELECT g FROM generate_series(1, 100000) g")
+                .await;
+            a.job(stop(StopMode::Immediate)).await;
+            let promote = Job::Promote {
+                epoch: Epoch(1),
+                above: Timeline::FIRST,
+            };
+            assert_eq!(b.job(promote).await, JobEnd::Done);
+            b.query("CREATE TABLE only_here(i int)").await;
+            b.query("SELECT pg_create_physical_replication_slot('a')")
+                .await;
+            b.driver.configure(WantedConf {
+                generation: 7,
+                sync_names: Some("a".into()),
+                as_primary: true,
+            });
+            assert_eq!(b.task(Task::Configure).await, TaskResult::Done);
+            b.query_until("SHOW synchronous_standby_names", "a").await;
+
+            // As a leader's crashed predecessor comes back: alone, and compared.
+            let start = Job::StartStandby {
+                follow: Upstream::None,
+                timeout: TIMEOUT,
+            };
+            assert_eq!(a.job(start).await, JobEnd::Done);
+            let lineage = lineage::ask(&a.ctx, "b".into(), &b.upstream())
+                .await
+                .expect("an answer");
+            let beyond =
+                |pg: &LocalPostgres| matches!(rewind::check(pg, &lineage), Divergence::Need { .. });
+            a.sample(beyond).await;
+            let client = connect::superuser(&b.ctx).await.expect("session");
+            let commit = tokio::spawn(async move {
+                client
+                    .simple_query("INSERT INTO only_here VALUES (1)")
+                    .await
+            });
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert!(!commit.is_finished(), "there is no standby");
+
+            let follow = Job::Follow {
+                follow: b.upstream(),
+            };
+            assert_eq!(a.job(follow).await, JobEnd::Done);
+            let returned = tokio::time::timeout(TIMEOUT, commit).await;
+            assert!(
+                matches!(returned, Ok(Ok(Ok(_)))),
+                "should PostgreSQL compare first one day, then `may_be_ahead` is not needed any more"
+            );
+            let there = a.query("SELECT to_regclass('only_here') IS NULL").await;
+            assert_eq!(there.as_deref(), Some("t"));
+        },
+    );
+}
+
 #[test]
 fn a_cancelled_clone_leaves_its_mark_and_the_next_one_starts_over() {
     as_postgres(
@@ -382,6 +455,7 @@ fn a_promise_freezes_the_position_across_restarts_until_it_is_withdrawn() {
             let stored = DurableState {
                 promised: Some(Epoch(4)),
                 wal_epoch: Epoch(4),
+                led: None,
             };
             assert_eq!(pgdata::read_state(&b.data()), FoundState::Known(stored));
 

@@ -132,6 +132,11 @@ impl FenceClock {
         }
     }
 
+    /// The highest epoch that was ever armed.
+    pub fn highest(&self) -> Epoch {
+        self.highest
+    }
+
     /// Whether processes are being ended.
     pub fn is_fencing(&self) -> bool {
         self.state == State::Fencing

@@ -71,6 +71,7 @@ impl Member {
             }
             Action::Withdraw(epoch) => self.withdraw(epoch),
             Action::NoteWalEpoch(epoch) => self.postgres.note_wal_epoch(epoch),
+            Action::NoteLed(led) => self.postgres.note_led(led),
             Action::ClearMark => {
                 self.begin(Task::ClearMark);
                 self.postgres.clear_mark();

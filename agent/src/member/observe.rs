@@ -11,6 +11,7 @@ use proto::core::txns;
 use proto::dcs::txn::TxnOutcome;
 use proto::dcs::{ClusterView, LeaseRecord, RecordEntry, RecordState, Snapshot};
 use proto::fence::Moment;
+use proto::ids::Epoch;
 use proto::rest::Published;
 use proto::time::MonoTime;
 use std::sync::Arc;
@@ -294,6 +295,8 @@ impl Member {
             epoch: armed.epoch,
             deadline: armed.deadline,
         });
+        let armed = o.guardian.armed.map_or(Epoch(0), |armed| armed.epoch);
+        o.guardian.epoch = o.guardian.epoch.max(armed);
         o.guardian.session = hello.session;
         let timing = self.settings.cluster.timing;
         o.watchdog_failed = !self.watchdog.is_healthy(timing.ttl(), timing.loop_wait());
@@ -372,7 +375,7 @@ fn adopted(
 mod tests {
     use super::*;
     use proto::dcs::RECORD_VERSION;
-    use proto::ids::{Epoch, Revision};
+    use proto::ids::Revision;
 
     fn entry(l_ms: u64) -> RecordEntry {
         let record = LeaseRecord {

@@ -16,7 +16,7 @@ use crate::tls::TlsError;
 use proto::core::observation::HeldRecord;
 use proto::core::{Memory, Observation};
 use proto::dcs::{ClusterView, Keyspace, Snapshot};
-use proto::ids::{MemberName, STRICT_PLACEHOLDER};
+use proto::ids::{Epoch, MemberName, STRICT_PLACEHOLDER};
 use proto::rest::Published;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
@@ -114,6 +114,9 @@ pub async fn run(
         first,
     });
     member.member.inherited = inherited(&hello);
+    // It takes no lower one, also when its deadline is over and the record was deleted.
+    member.member.observation.guardian.epoch =
+        kept(&hello).map_or(Epoch(0), |kept| Epoch(kept.epoch));
     // Known before the first view: a record of this session is ours to go on with, and an agent crash
     // no reason to stop PostgreSQL.
     member.member.observation.guardian.session = hello.session;
@@ -250,10 +253,14 @@ async fn adopt_postmaster(
     Ok(())
 }
 
+fn kept(hello: &Hello) -> Option<super::Kept> {
+    serde_json::from_slice(&hello.kept.as_ref()?.blob).ok()
+}
+
 /// The tenure of the agent before us, from what the guardian kept of it.
 fn inherited(hello: &Hello) -> Option<HeldRecord> {
     let armed = hello.armed?;
-    let kept: super::Kept = serde_json::from_slice(&hello.kept.as_ref()?.blob).ok()?;
+    let kept = kept(hello)?;
     (kept.epoch == armed.epoch.0).then(|| HeldRecord {
         epoch: armed.epoch,
         sent_at: armed.deadline - Duration::from_millis(kept.length_ms),
@@ -396,7 +403,6 @@ fn arm_on_renewal(
 mod tests {
     use super::*;
     use crate::guardian::Armed;
-    use proto::ids::Epoch;
     use proto::time::MonoTime;
 
     #[test]

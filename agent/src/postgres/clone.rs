@@ -358,7 +358,7 @@ async fn settle(job: &JobCx, promise: Option<proto::ids::Epoch>) -> Result<(), J
 }
 
 /// After a copy or a rewind the state file is the source's. The epoch of its WAL is right for us, since
-/// it is the same WAL; its promise is not ours.
+/// it is the same WAL; its promise is not ours, and neither is what it has led.
 pub(super) fn own_state(dir: &Path, promised: Option<proto::ids::Epoch>) -> io::Result<()> {
     let wal_epoch = pgdata::read_state(dir).or_strictest().wal_epoch;
     pgdata::save_state(
@@ -366,6 +366,7 @@ pub(super) fn own_state(dir: &Path, promised: Option<proto::ids::Epoch>) -> io::
         &DurableState {
             promised,
             wal_epoch,
+            led: None,
         },
     )
 }
@@ -427,6 +428,7 @@ mod tests {
         let state = pgdata::DurableState {
             promised: Some(Epoch(7)),
             wal_epoch: Epoch(7),
+            led: None,
         };
         pgdata::save_state(&dir, &state).expect("save");
         assert_eq!(own_promise(&dir), Some(Epoch(7)));

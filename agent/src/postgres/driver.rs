@@ -11,7 +11,7 @@ use crate::clock;
 use crate::guardian::{GuardianClient, GuardianEvent};
 use proto::core::decision::{SlotPlan, WantedConf};
 use proto::core::job::{Failure, Finished, Job, JobEnd, Upstream};
-use proto::core::observation::{AppliedConf, Lineage, LocalPostgres, Task, TaskResult};
+use proto::core::observation::{AppliedConf, Led, Lineage, LocalPostgres, Task, TaskResult};
 use proto::ids::{Epoch, JobId, MemberName};
 use serde_json::{Map, Value};
 use std::sync::Arc;
@@ -68,6 +68,7 @@ enum Order {
     Promise(Epoch),
     Withdraw(Epoch),
     NoteWalEpoch(Epoch),
+    NoteLed(Led),
     ClearMark,
     ResumeReplay,
     Callback(String, String),
@@ -171,6 +172,11 @@ impl Postgres {
     /// Keeps the epoch of the received WAL on disk. It shows in the samples.
     pub fn note_wal_epoch(&self, epoch: Epoch) {
         self.order(Order::NoteWalEpoch(epoch));
+    }
+
+    /// Keeps on disk in which tenure this server leads. It shows in the samples.
+    pub fn note_led(&self, led: Led) {
+        self.order(Order::NoteLed(led));
     }
 
     /// Takes the mark away that a bootstrap leaves; [`Task::ClearMark`].
@@ -486,6 +492,9 @@ impl Driver {
                 .aside("note the WAL epoch", move |shared| async move {
                     promise::note_wal_epoch(&shared, epoch).await
                 }),
+            Order::NoteLed(led) => self.aside("note what it leads", move |shared| async move {
+                promise::note_led(&shared, led).await
+            }),
             Order::ClearMark => self.task(Task::ClearMark, |shared| async move {
                 done(bootstrap::clear_mark(&shared.ctx).await)
             }),

@@ -4,7 +4,7 @@
 //! calls it through [`on_disk`], which waits in another thread and gives up at a limit.
 
 use super::context::PgContext;
-use proto::core::observation::{DataDir, REWIND_MARK};
+use proto::core::observation::{DataDir, Led, REWIND_MARK};
 use proto::ids::Epoch;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -64,6 +64,9 @@ pub struct DurableState {
     pub promised: Option<Epoch>,
     /// The epoch of the newest WAL that was received.
     pub wal_epoch: Epoch,
+    /// The tenure in which this server was the primary last.
+    #[serde(default)]
+    pub led: Option<Led>,
 }
 
 /// The durable state as it was found.
@@ -88,6 +91,7 @@ impl FoundState {
             Self::Unknown => DurableState {
                 promised: Some(Epoch(u64::MAX)),
                 wal_epoch: Epoch(0),
+                led: None,
             },
         }
     }
@@ -508,6 +512,10 @@ mod tests {
         let state = DurableState {
             promised: Some(Epoch(7)),
             wal_epoch: Epoch(6),
+            led: Some(Led {
+                epoch: Epoch(5),
+                native: true,
+            }),
         };
         save_state(&dir.0, &state).expect("save");
         assert_eq!(read_state(&dir.0), FoundState::Known(state));

@@ -144,6 +144,7 @@ pub async fn sample(ctx: &PgContext, state: &mut ProbeState) -> LocalPostgres {
         history: state.history.as_ref().and_then(|h| h.found.clone()),
         promised: promise.promised,
         wal_epoch: promise.wal_epoch,
+        led: promise.led,
     }
 }
 
@@ -151,6 +152,7 @@ pub async fn sample(ctx: &PgContext, state: &mut ProbeState) -> LocalPostgres {
 const NOTHING_KNOWN: DurableState = DurableState {
     promised: Some(Epoch(u64::MAX)),
     wal_epoch: Epoch(0),
+    led: None,
 };
 
 impl ProbeState {

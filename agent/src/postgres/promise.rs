@@ -10,6 +10,7 @@ use super::shared::{POLL, Shared, chain};
 use super::start;
 use super::walsender;
 use proto::core::job::Upstream;
+use proto::core::observation::Led;
 use proto::dcs::{FencePromise, RECORD_VERSION};
 use proto::ids::Epoch;
 use proto::wal::{Lsn, Timeline};
@@ -75,6 +76,16 @@ pub(super) async fn withdraw(shared: &Shared, epoch: Epoch) -> Result<(), String
 pub(super) async fn note_wal_epoch(shared: &Shared, epoch: Epoch) -> Result<(), String> {
     change(shared, move |state, _| {
         state.wal_epoch = state.wal_epoch.max(epoch)
+    })
+    .await
+    .map(drop)
+}
+
+/// Keeps the tenure in which we lead; our WAL is of its epoch.
+pub(super) async fn note_led(shared: &Shared, led: Led) -> Result<(), String> {
+    change(shared, move |state, _| {
+        state.wal_epoch = state.wal_epoch.max(led.epoch);
+        state.led = Some(led);
     })
     .await
     .map(drop)

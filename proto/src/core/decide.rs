@@ -97,7 +97,8 @@ fn hold_back_while_recovering(cx: &mut Cx) {
             recovers
         }
     };
-    if recovers {
+    // Until [`lead`] has seen that a quorum has it, whatever else is decided meanwhile: also a stop takes a moment.
+    if recovers || cx.m.hold_until.is_some() {
         cx.hold_back = Some("recovered WAL may not be on a quorum yet".to_owned());
     }
 }
@@ -320,11 +321,19 @@ fn foreign_system(cx: &mut Cx) -> Option<Reason> {
         ours: ours.to_string(),
         cluster: cluster.to_string(),
     };
+    let may_write = cx.alive() && !cx.sample().is_some_and(|sample| sample.in_recovery);
     if cx.paused() {
-        if matches!(cx.lock, Lock::Mine(_)) {
-            return Some(leave::begin(cx, None, reason));
-        }
-        return None;
+        return match cx.lock {
+            Lock::Mine(_) | Lock::Inherited if may_write => Some(leave::stand_back(cx, reason)),
+            Lock::Mine(_) => Some(leave::begin(cx, None, reason)),
+            _ => None,
+        };
+    }
+    let guarded =
+        cx.o.guardian.armed.is_some() && matches!(cx.lock, Lock::Mine(_) | Lock::Inherited);
+    if may_write && !guarded {
+        // S13: what ran through a pause has no deadline under which others wait, and is not left behind without an agent.
+        return Some(stop_for(cx, StopReason::LostLock, StopMode::Fast, reason));
     }
     cx.push(Action::Exit {
         code: 1,

@@ -1,7 +1,7 @@
 //! What a decision orders, and why.
 
 use super::job::{Job, Upstream};
-use super::observation::Task;
+use super::observation::{Led, Task};
 use crate::config::ClusterConfig;
 use crate::dcs::txn::Txn;
 use crate::dcs::{PgRole, PgState};
@@ -111,6 +111,8 @@ pub enum Action {
     Withdraw(Epoch),
     /// Keep on disk which epoch the received WAL belongs to.
     NoteWalEpoch(Epoch),
+    /// Keep on disk that this server leads in this tenure; its WAL is of that epoch.
+    NoteLed(Led),
     /// Take away the mark that a bootstrap leaves on what it has made: from now on etcd may name it, and then
     /// it is not ours alone to throw away (S7).
     ClearMark,
@@ -166,6 +168,7 @@ impl Action {
             | Self::Disarm
             | Self::Fence
             | Self::NoteWalEpoch(_)
+            | Self::NoteLed(_)
             | Self::ResumeReplay
             | Self::Callback { .. }
             | Self::Answer { .. }

@@ -223,8 +223,13 @@ fn rejoin(cx: &mut Cx, leader: &MemberName) -> Reason {
         cx.m.note_locked(cx.o.now, view, leader);
     }
     cx.m.last_primary = false;
+    cx.m.led = None;
     if let Some(reason) = follow::reinit_wish(cx, leader) {
         return reason;
+    }
+    let target = follow::target(cx, leader);
+    if cx.m.rewind == RewindState::Initial && cx.o.postgres.conf.upstream != target {
+        cx.m.rewind = RewindState::Check;
     }
     if let Some(reason) = follow::on_the_right_branch(cx, leader) {
         return reason;
@@ -232,7 +237,9 @@ fn rejoin(cx: &mut Cx, leader: &MemberName) -> Reason {
     if let Some(reason) = too_early(cx) {
         return reason;
     }
-    let target = follow::target(cx, leader);
+    // S3: what cannot be told yet is compared before it streams.
+    let unsettled = cx.m.rewind == RewindState::Check && cx.s.cluster.standby_cluster.is_none();
+    let target = if unsettled { Upstream::None } else { target };
     cx.start(Job::StartStandby {
         follow: target,
         timeout: start_limit(cx.s.cluster.primary_start_timeout),

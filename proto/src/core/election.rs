@@ -284,7 +284,7 @@ pub fn compare(race: &Race<'_>, ballot: Ballot) -> Verdict {
         if status.position == race.position && its > mine && may_block {
             return Verdict::HigherPriority { peer, its, mine };
         }
-        votes += i64::from(voter);
+        votes += i64::from(voter && comparable(race, status));
     }
     let was_leader = view
         .sync
@@ -297,7 +297,14 @@ pub fn compare(race: &Race<'_>, ballot: Ballot) -> Verdict {
         let by_another = line.new_leader.as_deref().map(|by| !me.same_standby(by));
         by_another.unwrap_or(race.timeline.is_none_or(|mine| mine <= line.timeline))
     });
-    let keeper = was_leader && !ahead && !superseded;
+    // Nor does whoever was promoted last need anybody: what the key covers it had then.
+    let promoted_last = claimed_timeline(view, race.last_leader).is_some()
+        && view.history.lines.last().is_some_and(|line| {
+            let by_us = |by: &str| me.same_standby(by);
+            line.new_leader.as_deref().is_some_and(by_us)
+                && race.timeline == Some(line.timeline.next())
+        });
+    let keeper = (was_leader && !superseded || promoted_last) && !ahead;
     if !voting || votes >= i64::from(view.sync.quorum) || keeper {
         return Verdict::Best;
     }
@@ -325,6 +332,14 @@ fn newer_timeline(
     }
 }
 
+/// Whether its position says what it has, beside ours. One that somebody has promoted went on from anywhere on a
+/// timeline of a leader, and may have got more of that than we (S3).
+fn comparable(race: &Race<'_>, status: &PeerStatus) -> bool {
+    let claimed = claimed_timeline(race.view, race.last_leader);
+    let by_hand = |timeline: Option<Timeline>| claimed.is_some() && timeline > claimed;
+    !by_hand(status.timeline) || by_hand(race.timeline)
+}
+
 /// Up to where the numbers of timelines are known to be those of leaders: all that were promoted were
 /// members of ours, and these claim a number before they use it ([`super::history::claim`]). `None`
 /// where Patroni may have led since, which writes `/history` later.
@@ -341,9 +356,8 @@ pub(super) fn claimed_timeline(
         && last_leader.is_none_or(|leader| *leader == record.owner);
     let published = view.member(&record.owner).and_then(|m| m.timeline);
     native
-        .then(|| view.history.cluster_timeline())
+        .then(|| view.history.cluster_timeline().max(published))
         .flatten()
-        .map(|claimed| published.map_or(claimed, |published| published.max(claimed)))
 }
 
 fn old_timeline(race: &Race<'_>) -> Option<Verdict> {

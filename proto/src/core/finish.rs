@@ -30,6 +30,14 @@ pub(super) fn take_note(cx: &mut Cx) {
         let text = format!("{} failed: {}", finished.job.label(), failure);
         cx.log(LogLevel::Error, text);
     }
+    let sets_source = matches!(
+        finished.job,
+        Job::Follow { .. }
+            | Job::StartStandby { .. }
+            | Job::Clone { .. }
+            | Job::Reinitialize { .. }
+    );
+    cx.m.source_set |= sets_source && matches!(finished.end, JobEnd::Done | JobEnd::StillStarting);
     match &finished.job {
         Job::Bootstrap => bootstrap(cx, finished),
         Job::Clone { .. } | Job::Reinitialize { .. } => copied(cx, finished),

@@ -5,10 +5,11 @@ use super::cx::Cx;
 use super::decide::stop_for;
 use super::decision::{Action, LogLevel};
 use super::job::{Job, StopMode, StopReason, Upstream};
-use super::observation::{Lineage, SqlSample, Task};
+use super::lead::ASK_LIMIT;
+use super::observation::{Lineage, Receiver, SqlSample, Task};
 use super::reason::Reason;
 use super::rewind::{self, Divergence, RewindState};
-use super::{sync, vote};
+use super::{lag, sync, vote};
 use crate::config::StandbyCluster;
 use crate::dcs::PgRole;
 use crate::ids::MemberName;
@@ -65,6 +66,7 @@ pub(super) fn decide(cx: &mut Cx, leader: &MemberName) -> Reason {
     cx.m.failsafe_until = None;
     cx.m.named = false;
     cx.m.last_primary = false;
+    cx.m.led = None;
     if cx.is_primary() && !cx.paused() {
         return stop_for(
             cx,
@@ -109,6 +111,9 @@ fn stream(cx: &mut Cx, leader: &MemberName, sample: &SqlSample) -> Reason {
     // A leader whose address is not known yet is no reason to let go of the source that there is.
     let known = source != Upstream::None || cx.s.tags.nostream();
     if cx.o.postgres.conf.upstream != source && known && !too_early(cx) {
+        if let Some(reason) = may_be_ahead(cx, leader, &source, sample) {
+            return reason;
+        }
         cx.m.rewind = cx.m.rewind.request();
         cx.m.not_streaming_since = None;
         cx.start(Job::Follow { follow: source });
@@ -136,6 +141,87 @@ fn stream(cx: &mut Cx, leader: &MemberName, sample: &SqlSample) -> Reason {
         me: cx.s.me.clone(),
         leader: leader.clone(),
     }
+}
+
+/// Whether we may have WAL that the leader will never have; what is done about it, if so.
+///
+/// S3, S18: the first thing that a WAL receiver tells its new source is how far *it* has replayed, whatever timeline
+/// that was on, and the source counts that as flushed before it has found out that there is nothing to stream
+/// (`postgres_jobs.rs::a_diverged_standby_acknowledges_what_it_does_not_have`). A standby beyond the place where the
+/// leader's timeline begins would let commits return that it does not have. So nobody connects to a leader before it is
+/// known that the leader had as much.
+fn may_be_ahead(
+    cx: &mut Cx,
+    leader: &MemberName,
+    source: &Upstream,
+    sample: &SqlSample,
+) -> Option<Reason> {
+    let names_leader =
+        |upstream: &Upstream| matches!(upstream, Upstream::Member { name, .. } if name == leader);
+    let current = &cx.o.postgres.conf.upstream;
+    if !names_leader(source) || names_leader(current) || cx.s.cluster.standby_cluster.is_some() {
+        return None;
+    }
+    if matches!(cx.m.rewind, RewindState::Need | RewindState::Failed) {
+        return on_the_right_branch(cx, leader);
+    }
+    let wait = Some(Reason::CheckLineage {
+        leader: leader.clone(),
+    });
+    cx.probe(Duration::from_millis(50));
+    // A new agent does not know what the one before it has written.
+    let unknown = !cx.m.source_set && cx.o.postgres.conf.generation == 0;
+    if let Some(receiver) = sample.receiver.as_ref().filter(|_| unknown)
+        && is_on_the_leaders_timeline(cx, leader, receiver)
+    {
+        return None;
+    }
+    if unknown || current.streams() {
+        // What comes from elsewhere after the comparison would be missing in it.
+        cx.start(Job::Follow {
+            follow: Upstream::None,
+        });
+        return wait;
+    }
+    if sample.receiver.is_some() {
+        return wait;
+    }
+    if has_told_as_much(cx, leader, sample) {
+        return None;
+    }
+    if runs_as_primary(cx, leader) {
+        if let Some(lineage) = lineage(cx, leader) {
+            match rewind::check(&cx.o.postgres, lineage) {
+                Divergence::Same => return None,
+                Divergence::Need { .. } => return compare(cx, leader, lineage),
+                Divergence::Unknown { .. } => {}
+            }
+        } else {
+            ask_lineage(cx, leader);
+        }
+    } else if let Some(url) = cx.member(leader).and_then(|m| m.api_url.clone()) {
+        let again = cx.o.now - ASK_LIMIT;
+        let _ = super::lead::asked_since(cx, [(leader.clone(), url)].into(), again, ASK_LIMIT);
+    }
+    cx.wake_in(ASK_LIMIT);
+    wait
+}
+
+fn is_on_the_leaders_timeline(cx: &Cx, leader: &MemberName, receiver: &Receiver) -> bool {
+    let theirs = cx.member(leader).and_then(|m| m.timeline);
+    receiver.status == "streaming"
+        && theirs.is_some()
+        && receiver.timeline == theirs
+        && runs_as_primary(cx, leader)
+}
+
+/// The leader has told, whenever that was, that it has our WAL: positions on one timeline only grow.
+fn has_told_as_much(cx: &Cx, leader: &MemberName, sample: &SqlSample) -> bool {
+    let told = cx.o.peers.get(leader).and_then(|a| a.status.as_ref());
+    told.is_some_and(|status| {
+        let same = status.timeline.is_some() && status.timeline == sample.timeline;
+        same && status.position >= lag::position(sample)
+    })
 }
 
 /// Finds reasons to look at the lineage: the leader is on a newer timeline than we have seen, or the
@@ -200,7 +286,7 @@ pub(super) fn on_the_right_branch(cx: &mut Cx, leader: &MemberName) -> Option<Re
 
 fn runs_as_primary(cx: &Cx, member: &MemberName) -> bool {
     cx.member(member)
-        .is_some_and(|m| m.role.as_deref() == Some("primary"))
+        .is_some_and(|m| matches!(m.role.as_deref(), Some("primary" | "master")))
 }
 
 /// The leader's lineage as this tenure of its has it. What the same member answered when it led before
@@ -228,8 +314,8 @@ fn compare(cx: &mut Cx, leader: &MemberName, lineage: &Lineage) -> Option<Reason
         }
         Divergence::Unknown { .. } => {
             cx.wake_in(Duration::from_secs(1));
-            if !cx.alive() {
-                // Where the WAL of a stopped server ends cannot be told: start it as it is, look again then.
+            // Where the WAL of a stopped server ends cannot be told: it is started as it is, alone, and looked at again.
+            if !cx.alive() && cx.s.cluster.standby_cluster.is_some() {
                 cx.m.rewind = RewindState::Initial;
             }
             None

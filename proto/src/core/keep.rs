@@ -6,12 +6,12 @@
 use super::cx::Cx;
 use super::decision::{Action, LogLevel, SlotPlan};
 use super::job::Job;
-use super::observation::{DataDir, SqlSample, Task, TaskResult};
+use super::observation::{DataDir, Led, SqlSample, Task, TaskResult};
 use super::tenure::{self, Lock};
 use super::{history, lag, slots, standing, txns, vote};
 use crate::dcs::{
-    Capabilities, Compare, ConfigRecord, FailsafeRecord, Initialize, Key, MemberRecord, Op,
-    StatusRecord, Txn,
+    Capabilities, ClusterView, Compare, ConfigRecord, FailsafeRecord, Initialize, Key, MemberEntry,
+    MemberRecord, Op, StatusRecord, Txn,
 };
 use crate::ids::{Epoch, MemberName};
 use serde_json::{Value, json};
@@ -84,12 +84,27 @@ fn leader_keys(cx: &mut Cx) {
     }
 }
 
-/// Our own WAL belongs to our own epoch; the note also outlives the record, should it be lost.
+/// Our own WAL belongs to our own epoch, and we are who led in it; the note outlives the record, should it be lost.
 fn note_own_epoch(cx: &mut Cx) {
-    let epoch = cx.tenure().map(|tenure| tenure.epoch);
-    if let Some(epoch) = epoch.filter(|epoch| *epoch > cx.o.postgres.wal_epoch) {
-        cx.push(Action::NoteWalEpoch(epoch));
+    let (Some(tenure), Some(view)) = (cx.tenure(), cx.view()) else {
+        return;
+    };
+    let led = Led {
+        epoch: tenure.epoch,
+        native: tenure::is_native(view) && wants_native(cx, view),
+    };
+    cx.m.led = Some(led);
+    if cx.o.postgres.led != Some(led) {
+        cx.push(Action::NoteLed(led));
     }
+}
+
+/// Whether nobody can have led since we did, as far as our own disk knows: a standby that was promoted by hand has
+/// received the WAL of an epoch in which it did not lead.
+pub(super) fn led_last(cx: &Cx) -> bool {
+    let led = cx.m.led.or(cx.o.postgres.led).map(|led| led.epoch);
+    let armed = cx.o.guardian.armed.map(|armed| armed.epoch);
+    led.max(armed).unwrap_or_default() >= cx.o.postgres.wal_epoch
 }
 
 /// All members that could take a record over: those that announce it, and we.
@@ -129,6 +144,7 @@ pub(super) fn highest_epoch(cx: &Cx) -> Epoch {
         cx.o.postgres.promised,
         cx.o.dcs.held.map(|held| held.epoch),
         cx.o.guardian.armed.map(|armed| armed.epoch),
+        Some(cx.o.guardian.epoch),
     ];
     known.into_iter().flatten().max().unwrap_or_default()
 }
@@ -156,17 +172,19 @@ fn speaks_our_protocol(capabilities: Option<Capabilities>) -> bool {
     capabilities.is_some_and(|c| c.protocol == PROTOCOL && c.record)
 }
 
+/// Native while every member is ours.
+fn wants_native(cx: &Cx, view: &ClusterView) -> bool {
+    // Our own key may be gone with its lease; that makes nobody else a Patroni.
+    let known = tenure::is_native(view) || view.members.contains_key(&cx.s.me);
+    let ours = |m: &MemberEntry| speaks_our_protocol(m.record.capabilities);
+    cx.s.cluster.native.record_lease && known && view.members.values().all(ours)
+}
+
 /// Native while every member is ours, compatible as soon as one is not.
 fn switch_mode(cx: &mut Cx) {
     let Some(view) = cx.view() else { return };
     let native = tenure::is_native(view);
-    // Our own key may be gone with its lease; that makes nobody else a Patroni.
-    let all_ours = (native || view.members.contains_key(&cx.s.me))
-        && view
-            .members
-            .values()
-            .all(|m| speaks_our_protocol(m.record.capabilities));
-    let wanted = cx.s.cluster.native.record_lease && all_ours;
+    let wanted = wants_native(cx, view);
     if wanted == native || cx.o.job.is_some() {
         return;
     }
@@ -180,6 +198,8 @@ fn switch_mode(cx: &mut Cx) {
         cx.write(Task::Lock, txns::go_native(view, &claimant(cx), &session));
     } else if let (Some(session), Some(tenure)) = (&cx.o.dcs.session, cx.tenure())
         && tenure.ends_before(session, cx.s)
+        // The disk says first that others may lead in this epoch from now on.
+        && cx.o.postgres.led.is_none_or(|led| !led.native || led.epoch != tenure.epoch)
         && let Some(txn) = txns::go_compatible(view, cx.s)
     {
         cx.write(Task::Lock, txn);

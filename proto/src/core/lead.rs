@@ -469,6 +469,7 @@ fn hold_back_after_crash(cx: &mut Cx, sample: &SqlSample) -> bool {
     if have >= need {
         cx.m.hold_until = None;
         cx.m.hold_since = None;
+        cx.hold_back = None;
         return false;
     }
     cx.probe(Duration::from_millis(50));

@@ -46,7 +46,13 @@ pub(super) fn step_down(cx: &mut Cx) -> Reason {
         }
         Process::Unknown | Process::Orphans => false,
     };
-    if !harmless && !cx.paused() {
+    if !harmless && cx.paused() {
+        // S10 and S13: nothing that may write is let go of, and in pause nothing is stopped.
+        cx.m.stepping_down = None;
+        cx.wake_in(Duration::from_millis(1));
+        return Reason::Releasing;
+    }
+    if !harmless {
         // S10: PostgreSQL goes first, the key after.
         if cx.o.job.is_none() && cx.alive() {
             let timeout = cx.tenure().map(|t| cx.o.now.until(t.deadline));
@@ -61,6 +67,19 @@ pub(super) fn step_down(cx: &mut Cx) -> Reason {
     }
     release(cx, down.shutdown);
     Reason::Releasing
+}
+
+/// In pause a primary whose cluster has another identifier in etcd goes on, and leads no more (`ha-behaviour.md` 3.3):
+/// `/leader` goes, and nobody is sent here. The record stays held, since the server may write (S10): after the pause
+/// it stands still for as long as a lease before anybody takes over (S3, S13).
+pub(super) fn stand_back(cx: &mut Cx, reason: Reason) -> Reason {
+    cx.keep_leading = false;
+    let view = cx.view().filter(|_| cx.o.dcs.confirmed);
+    if let Some(txn) = view.and_then(|view| txns::leave_leader_key(view, cx.s)) {
+        cx.write(Task::Lock, txn);
+    }
+    cx.lock = Lock::Inherited;
+    reason
 }
 
 /// Orders the release once nothing of ours is writable.

@@ -111,6 +111,12 @@ pub struct Memory {
     pub began: Option<MonoTime>,
     /// As far as we know nobody has led since our own PostgreSQL was the primary.
     pub last_primary: bool,
+    /// The tenure in which our own PostgreSQL led last, if nobody has led since.
+    #[serde(default)]
+    pub led: Option<super::observation::Led>,
+    /// A job of this agent has said where PostgreSQL streams from; what an agent before it has said is not known.
+    #[serde(default)]
+    pub source_set: bool,
     /// When the guardian was last told a deadline by a decision.
     pub arm_ordered: Option<MonoTime>,
     /// In pause: we took the lock because a request names us, and are to be promoted. The request itself
@@ -181,6 +187,12 @@ impl Memory {
             && last.members.iter().eq(reachable.clone())
         {
             return;
+        }
+        if let Some(last) = &self.last_locked
+            && last.leader.as_ref() != Some(leader)
+        {
+            // What was compared with one leader says nothing about the next (S18).
+            self.rewind = self.rewind.request();
         }
         let members = reachable
             .map(|(name, url)| (name.clone(), url.clone()))

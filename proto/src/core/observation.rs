@@ -348,6 +348,19 @@ pub struct LocalPostgres {
     pub promised: Option<Epoch>,
     /// The epoch of the newest WAL that was received, kept on disk.
     pub wal_epoch: Epoch,
+    /// The tenure in which this data was written by its primary last, kept on disk.
+    #[serde(default)]
+    pub led: Option<Led>,
+}
+
+/// A tenure that a server has led in. An epoch of a native cluster has one leader (S4), so where etcd has forgotten
+/// who it was, this tells the last primary from a standby that somebody promoted by hand (S23).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Led {
+    /// Which one.
+    pub epoch: Epoch,
+    /// By record. Under `/leader` alone others may have led in the same epoch since.
+    pub native: bool,
 }
 
 /// What the driver last wrote and PostgreSQL loaded.
@@ -374,6 +387,9 @@ pub struct Guardian {
     pub armed: Option<Armed>,
     /// Which life of the guardian this is: the `session` of a record.
     pub session: String,
+    /// The highest epoch that it knows of, from us or from an agent before us: it takes no lower one.
+    #[serde(default)]
+    pub epoch: Epoch,
 }
 
 /// A deadline that the guardian confirmed.

@@ -27,7 +27,8 @@ const LOOK_LIMIT: Duration = Duration::from_millis(1500);
 const STOP_RESERVE: Duration = Duration::from_secs(1);
 
 /// How long the named candidate of a request is left alone with the free lock before all others may
-/// race for it (W21 of `ha-behaviour.md` 28: a candidate that cannot promote stalls Patroni for ever).
+/// race for it (W21 of `ha-behaviour.md` 28: a candidate that cannot promote stalls Patroni for ever), and
+/// how long a leader that was asked to leave waits for anybody at all.
 const CANDIDATE_GRACE: Duration = Duration::from_secs(5);
 
 pub(super) fn decide(cx: &mut Cx) -> Reason {
@@ -112,7 +113,7 @@ fn unknown_cluster(cx: &mut Cx) -> Option<Reason> {
     if knows_cluster(view) || named {
         return None;
     }
-    if !cx.m.last_primary {
+    if !cx.m.last_primary || !keep::led_last(cx) {
         return Some(not_allowed(
             cx,
             "etcd knows nothing of this cluster: its last primary leads on, or whom an operator names",
@@ -198,6 +199,18 @@ fn later_epoch(cx: &Cx, since: MonoTime) -> Option<(MemberName, Epoch)> {
     (epoch > mine).then(|| (name.clone(), epoch))
 }
 
+/// S3, S23: in an etcd that knows nothing, who led in the last epoch has all that was acknowledged. A member on a newer
+/// timeline that knows of no later epoch was promoted by somebody who asked nobody, and its timeline counts for nothing.
+fn promoted_by_hand(cx: &Cx, sample: &SqlSample, answer: &PeerAnswer) -> bool {
+    let led = cx.m.led.or(cx.o.postgres.led).filter(|led| led.native);
+    let (Some(led), Some(status)) = (led, &answer.status) else {
+        return false;
+    };
+    let newer = status.timeline > sample.timeline;
+    let ours = status.epoch > Epoch(0) && status.epoch <= led.epoch;
+    newer && ours && cx.view().is_some_and(|view| !knows_cluster(view)) && keep::led_last(cx)
+}
+
 /// A silent primary whose lock is gone: it may come back to writing at any moment, so it goes.
 fn blocked_primary(cx: &mut Cx) -> Reason {
     if cx.paused() {
@@ -222,7 +235,9 @@ fn primary(cx: &mut Cx, sample: &SqlSample) -> Reason {
         (_, None) => true,
         (None, Some(_)) => false,
     };
-    if same_cluster && (up_to_date || cx.paused()) {
+    // S23: somebody has promoted it by hand, and only etcd knew who leads.
+    let by_hand = !knows_cluster(view) && !keep::led_last(cx);
+    if same_cluster && ((up_to_date && !by_hand) || cx.paused()) {
         if let Some(reason) = led_on_elsewhere(cx) {
             return reason;
         }
@@ -304,6 +319,7 @@ fn contest(cx: &mut Cx, sample: &SqlSample, since: MonoTime) -> Reason {
         cx.o.peers
             .iter()
             .filter(|(_, answer)| answer.tells_since(since))
+            .filter(|(_, answer)| !promoted_by_hand(cx, sample, answer))
             .map(|(name, answer)| (name.clone(), answer.clone()))
             .collect();
     let verdict = election::stand(&Race {
@@ -383,6 +399,15 @@ fn settle(cx: &mut Cx, since: MonoTime, verdict: Verdict) -> Reason {
         return Reason::Claim { verdict };
     }
     cx.wake_in(ASK_AGAIN);
+    if matches!(verdict, Verdict::SteppingDown { .. }) && cx.o.now.since(since) >= CANDIDATE_GRACE {
+        cx.log(
+            LogLevel::Warning,
+            "nobody takes the lock that we were asked to leave",
+        );
+        if let Some(request) = cx.view().and_then(|v| v.failover.as_ref()) {
+            cx.write(Task::Failover, txns::clear_failover(request));
+        }
+    }
     if let Verdict::LeaveTo { candidate } = &verdict {
         if cx.o.now.since(since) < CANDIDATE_GRACE {
             return Reason::LeaveToCandidate {

@@ -238,6 +238,17 @@ pub fn check(local: &LocalPostgres, lineage: &Lineage) -> Divergence {
             Divergence::Same
         };
     }
+    // The number says nothing where two members made the timeline independently (S4): what came before it must agree.
+    let ours = local.history.as_ref().map(|(history, _)| history);
+    if let Some(ours) = ours.filter(|history| history.timeline == mine) {
+        let theirs = points(&lineage.history).into_iter();
+        let before = theirs.take_while(|(parent, _)| *parent != mine);
+        if before.ne(points(ours)) {
+            return Divergence::Need {
+                why: Diverged::SameNumber { timeline: mine },
+            };
+        }
+    }
     match lineage.history.switch_point(mine) {
         None => Divergence::Need {
             why: Diverged::ForeignTimeline { mine, leader },

@@ -209,6 +209,15 @@ pub fn release(view: &ClusterView, s: &Settings, shutdown: Option<(Timeline, Lsn
     Txn::when(when, then)
 }
 
+/// Takes our name out of `/leader` and leaves the record as it is. `None` when it is not there.
+pub fn leave_leader_key(view: &ClusterView, s: &Settings) -> Option<Txn> {
+    view.leader_name().filter(|name| **name == s.me)?;
+    Some(Txn::when(
+        vec![leader_as_seen(view)],
+        vec![Op::Delete(Key::Leader)],
+    ))
+}
+
 /// `/sync` is as it was read, also where it was read as absent.
 pub fn sync_as_read(read: &SyncRecord) -> Compare {
     match read.modified {

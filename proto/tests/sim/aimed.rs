@@ -317,6 +317,27 @@ fn emptied_meanwhile(aim: &mut Aim<'_>) {
     aim.on(Kind::EtcdWiped, 0, (emptied, 1_000));
 }
 
+/// A standby is promoted by hand, and stopped; etcd is emptied, and whoever knew better is started again.
+fn emptied_after_a_hand(aim: &mut Aim<'_>) {
+    aim.on(Kind::PromotedByHand, aim.a, (300, 1_000));
+    let emptied = aim.ms(900, 1_500);
+    aim.on(Kind::EtcdWiped, 0, (emptied, 500));
+    let lost = emptied + aim.ms(20, 200);
+    aim.on(Kind::AgentCrash, aim.a, (lost, 500));
+    aim.on(Kind::PowerLoss, aim.p, (lost, 3_000));
+}
+
+/// The old primary has WAL that nobody else got, and is back while its successor waits for standbys.
+fn tail_of_the_old(aim: &mut Aim<'_>) {
+    let cut = aim.ms(200, 600);
+    let lost = cut + aim.ms(300, 900);
+    let lasts = lost - cut + aim.ms(1, 200);
+    aim.cut(Kind::CutPg, aim.p, aim.a, (cut, lasts));
+    aim.cut(Kind::CutPg, aim.p, aim.b, (cut, lasts));
+    aim.on(Kind::PgCrash, aim.p, (lost, 100));
+    aim.cut(Kind::CutPg, aim.a, aim.b, (lost, 12_000));
+}
+
 type Family = fn(&mut Aim<'_>);
 
 /// What is aimed at a mistake; the others are found by chance.
@@ -350,11 +371,37 @@ fn family(mutation: Mutation) -> Option<(Shape, bool, Family)> {
         Mutation::PromiseForgotten => (FENCED, false, restarted_voter),
         Mutation::SyncWithoutCompare => (FENCED, false, late_key),
         Mutation::InitializeWithoutCompare => (PLAIN, true, slow_birth),
-        Mutation::LsnOrderOnly => (FENCED, false, longer_and_older),
+        Mutation::LsnOrderOnly => (
+            // Else it is on the right timeline again by then.
+            Shape {
+                rewind: false,
+                wipe: false,
+                ..FENCED
+            },
+            false,
+            longer_and_older,
+        ),
         Mutation::TimelineWithoutCompare => (PLAIN, false, unseen_timeline),
         Mutation::TimelineNumberOnly => (PLAIN, false, unseen_by_hand),
         Mutation::StartUnbounded => (PLAIN, false, restart_goes_on),
         Mutation::EpochUntold => (FENCED, false, emptied_meanwhile),
+        Mutation::HandPromotionTrusted => (
+            Shape {
+                rewind: false,
+                wipe: false,
+                ..FENCED
+            },
+            false,
+            emptied_after_a_hand,
+        ),
+        Mutation::ConnectedUncompared => (
+            Shape {
+                start_timeout: 0,
+                ..FENCED
+            },
+            false,
+            tail_of_the_old,
+        ),
         Mutation::QuorumOneShort => (FENCED, false, out_of_sight),
         Mutation::StreamNotCut => (FENCED, false, back_at_once),
         Mutation::NamesUnproved => (

@@ -31,6 +31,9 @@ pub struct Checks {
     pub by_hand: BTreeMap<usize, T>,
     /// Primaries whose agents were ended in pause: what they do once the pause is over, nobody prevents.
     pub left_alone: BTreeSet<usize>,
+    /// Primaries whose etcd lease was taken away while they led by it: until they have stopped, nothing can protect
+    /// them from the next one (S1 holds by record).
+    pub lease_gone: BTreeSet<usize>,
     /// Systems that were put into `/initialize`.
     systems: BTreeSet<String>,
     pub clean_claims: u64,
@@ -59,7 +62,7 @@ impl World {
     }
 
     fn excused(&self, n: usize) -> bool {
-        let left_alone = self.checks.left_alone.contains(&n);
+        let left_alone = self.checks.left_alone.contains(&n) || self.checks.lease_gone.contains(&n);
         left_alone
             || self
                 .checks
@@ -152,6 +155,7 @@ impl World {
 
     pub fn no_longer_writable(&mut self, n: usize) {
         self.nodes[n].pg.writable_since = None;
+        self.checks.lease_gone.remove(&n);
     }
 
     /// S4: no two promotions make a timeline of one number. Whoever promotes by hand asks nobody.
@@ -249,7 +253,8 @@ impl World {
         self.commits[commit].strict = true;
         self.checks.strict_acks += 1;
         let place = (self.commits[commit].branch, self.commits[commit].lsn);
-        let Some(latest) = self.checks.latest.filter(|l| *l != n) else {
+        let others = |l: &usize| *l != n && !self.is_stranger(*l);
+        let Some(latest) = self.checks.latest.filter(others) else {
             return;
         };
         let newer = self.nodes[latest].pg.writable_since > self.nodes[n].pg.writable_since;

@@ -43,6 +43,7 @@ const RARE: &[&str] = &[
     "wal-fork",
     "operator-names-candidate",
     "operator-resumes-again",
+    "operator-changes-again",
     "operator-empties-directory",
     "bootstrap-set-aside",
     "old-primary-restarts",

@@ -5,7 +5,7 @@ use super::network::{CLIENT, ETCD, Plane};
 use super::story::Tag;
 use super::world::{Ev, World};
 use proto::core::observation::RestartWish;
-use proto::dcs::Key;
+use proto::dcs::{Key, RecordState};
 use proto::ids::LeaseId;
 use serde_json::json;
 use std::rc::Rc;
@@ -395,7 +395,14 @@ impl World {
             .agent
             .as_ref()
             .map_or(LeaseId(0), |a| a.keeper.session_id());
+        let native = self
+            .record()
+            .is_some_and(|r| r.state != RecordState::Compatible);
+        let leads = self.store.get("leader").is_some_and(|e| e.lease == id);
         if self.store.revoke(id.0) {
+            if leads && !native && self.nodes[n].pg.writable() {
+                self.checks.lease_gone.insert(n);
+            }
             self.tell_watches();
             self.key_taken();
         }

@@ -544,6 +544,7 @@ impl World {
             signal: true,
             promised: mine.promised,
             wal_epoch: proto::ids::Epoch(0),
+            led: None,
             ..theirs
         };
     }

@@ -3,11 +3,12 @@
 use super::mutation::Mutation;
 use super::world::World;
 use proto::core::job::Job;
-use proto::core::observation::{Observation, Sql, Task};
+use proto::core::observation::{Observation, PeerAnswer, PeerStatus, Sql, Task};
 use proto::dcs::txn::{Compare, Op, Txn};
 use proto::dcs::{Key, LeaseRecord};
-use proto::ids::Epoch;
-use proto::wal::Timeline;
+use proto::ids::{Epoch, MemberName};
+use proto::time::MonoTime;
+use proto::wal::{Lsn, Timeline};
 
 fn puts(txn: &Txn, key: &Key) -> bool {
     let written = |op: &Op| matches!(op, Op::Put { .. }) && op.key() == key;
@@ -46,6 +47,29 @@ fn same_epoch(value: &str) -> Option<String> {
     let mut record: LeaseRecord = serde_json::from_str(value).ok()?;
     record.epoch = Epoch(record.epoch.0.saturating_sub(1));
     Some(record.to_value())
+}
+
+/// A leader's answer of before, as if it had everything.
+pub fn pretend_as_much(o: &mut Observation, me: &MemberName) {
+    let leader = o.dcs.view.as_ref().and_then(|view| view.leader_name());
+    let Some(leader) = leader.filter(|leader| *leader != me).cloned() else {
+        return;
+    };
+    let Sql::Sample(sample) = &o.postgres.sql else {
+        return;
+    };
+    let status = PeerStatus {
+        timeline: sample.timeline,
+        position: Lsn(u64::MAX),
+        ..PeerStatus::default()
+    };
+    o.peers.insert(
+        leader,
+        PeerAnswer {
+            asked_at: MonoTime::default(),
+            status: Some(status),
+        },
+    );
 }
 
 impl World {

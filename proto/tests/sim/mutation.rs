@@ -44,6 +44,8 @@ mutations! {
     StreamNotCut = "a promise does not cut the stream",
     WithdrawDiskFirst = "the disk forgets a promise before etcd does",
     EpochUntold = "a primary that finds etcd emptied is not told that others have led since",
+    HandPromotionTrusted = "a standby that somebody promoted takes itself for the last primary",
+    ConnectedUncompared = "a standby connects to a leader before its WAL was compared",
     QuorumOneShort = "one promise less is asked for",
     LsnOrderOnly = "positions compare without their timeline, whoever is listed votes",
     TimelineNumberOnly = "a timeline is known by its number alone",

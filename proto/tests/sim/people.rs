@@ -75,7 +75,8 @@ impl World {
                     let rule = a.m.last_rule.as_ref();
                     let stuck =
                         rule == "diverged" || later && matches!(rule, "following" | "wait-recopy");
-                    stuck && a.o.wishes.reinitialize.is_none()
+                    let asked = a.o.wishes.reinitialize.as_ref();
+                    stuck && asked.is_none_or(|wish| a.m.reinit_wish_done == Some(wish.id))
                 });
             if asks {
                 self.story.reach("operator-copies-anew");
@@ -144,8 +145,16 @@ impl World {
         self.commit_to_etcd(None, &txn, LeaseId(0));
     }
 
-    /// The end of a pause may be lost with etcd, and then the members go on as they know it: who sees that ends it again.
-    pub fn operator_resumes_again(&mut self) {
+    /// What an operator has changed may be lost with etcd, and then the members go on as they know it: who sees that
+    /// changes it again.
+    pub fn operator_changes_again(&mut self) {
+        let stored = self.store.get("config");
+        let stored = stored.and_then(|entry| serde_json::from_str(&entry.value).ok());
+        if stored.is_some_and(|stored: serde_json::Map<String, Value>| stored != self.doc) {
+            self.story.reach("operator-changes-again");
+            let doc = Value::Object(self.doc.clone()).to_string();
+            self.write_by_hand(Op::put(Key::Config, doc));
+        }
         let paused = |agent: &super::shell::Agent| agent.s.cluster.pause;
         let seen = self
             .nodes

@@ -8,7 +8,8 @@ use super::story::Tag;
 use super::world::{Ev, World};
 use proto::core::job::Upstream;
 use proto::core::observation::{
-    ControlData, ControlState, DataDir, LocalPostgres, Process, Receiver, Sql, SqlSample, WalSender,
+    ControlData, ControlState, DataDir, Led, LocalPostgres, Process, Receiver, Sql, SqlSample,
+    WalSender,
 };
 use proto::core::sync::{Form, ParsedNames, parse_names};
 use proto::ids::{Epoch, SystemId};
@@ -112,6 +113,7 @@ pub struct Disk {
     pub max_tli: u32,
     pub promised: Option<Epoch>,
     pub wal_epoch: Epoch,
+    pub led: Option<Led>,
 }
 
 impl Disk {
@@ -129,6 +131,7 @@ impl Disk {
             max_tli: 0,
             promised: None,
             wal_epoch: Epoch(0),
+            led: None,
         }
     }
 }
@@ -145,6 +148,8 @@ pub struct Conn {
     pub names: Option<Rc<ParsedNames>>,
     pub acked: u64,
     pub broken_since: Option<T>,
+    /// WAL has come through it; what comes after is no older.
+    pub heard: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -511,10 +516,13 @@ impl World {
         if !self.holds(theirs.0, theirs.1, (branch, replay)) {
             if same_number && branch != theirs.0 && replay <= theirs.1 {
                 self.cover("same-number-refused");
-                // Where both parted from the rest at the same place, nothing can tell them apart.
-                let alike = self.history(branch) == self.history(theirs.0);
-                self.checks.twins |= alike && !self.checks.by_hand.is_empty();
             }
+            // Where both parted from the rest at the same place, nothing can tell them apart.
+            let twin = self.of_number(theirs.0, self.branches[branch].tli);
+            let alike =
+                twin.is_some_and(|t| t != branch && self.history(branch) == self.history(t));
+            self.checks.twins |= alike && !self.checks.by_hand.is_empty();
+            self.says_more_than_is_there(n, source);
             return;
         }
         // WAL that was received beyond the place where the timelines part is written over.
@@ -532,10 +540,58 @@ impl World {
                 names,
                 acked: 0,
                 broken_since: None,
+                heard: false,
             },
         );
         self.nodes[n].pg.conn = Some(id);
         self.send_wal(id);
+    }
+
+    /// The branch of this number that this one is, or comes from.
+    fn of_number(&self, branch: usize, tli: u32) -> Option<usize> {
+        let mut at = branch;
+        while self.branches[at].tli != tli {
+            (at, _) = self.branches[at].parent?;
+        }
+        Some(at)
+    }
+
+    /// The first report of a WAL receiver is how far it has replayed, on whatever timeline; its source takes that for
+    /// flushed until it has found that there is nothing to stream (`agent/tests/postgres_jobs.rs`).
+    fn says_more_than_is_there(&mut self, n: usize, source: usize) {
+        let Some(names) = self.nodes[source].pg.parsed.clone() else {
+            return;
+        };
+        let name = &self.names[n];
+        let listed = |listed: &String| name.same_standby(listed) || listed == "*";
+        if !self.nodes[source].pg.writable() || !names.names.iter().any(listed) {
+            return;
+        }
+        self.conn_ids += 1;
+        let id = self.conn_ids;
+        self.conns.insert(
+            id,
+            Conn {
+                id,
+                standby: n,
+                primary: source,
+                standby_open: true,
+                primary_open: true,
+                names: Some(names),
+                acked: self.nodes[n].disk.replay,
+                broken_since: None,
+                heard: false,
+            },
+        );
+        let before = self.checks.strict_acks;
+        self.release(id);
+        self.conns.remove(&id);
+        if self.checks.strict_acks > before && !self.checks.twins {
+            let (standby, primary) = (&self.names[n], &self.names[source]);
+            self.fail(format!(
+                "S3: {standby}, which has diverged, let a commit of {primary} return"
+            ));
+        }
     }
 
     fn send_wal(&mut self, id: u32) {
@@ -571,13 +627,14 @@ impl World {
             return;
         };
         let n = conn.standby;
+        let first = !conn.heard;
         let lag = self.nodes[n].replay_lag;
         let tli = self.branches[branch].tli;
         let disk = &mut self.nodes[n].disk;
         if (disk.branch, disk.flush) != (branch, lsn) {
             if branch == disk.branch && lsn < disk.flush && disk.replay <= lsn {
-                // Never backwards on one branch: an older message.
-                if self.conns[&id].acked == 0 {
+                // Backwards only where it begins to stream: what it had beyond is written over.
+                if first {
                     disk.flush = lsn;
                 }
             } else if branch > disk.branch || branch == disk.branch && lsn > disk.flush {
@@ -588,6 +645,9 @@ impl World {
             if lag == 0 {
                 disk.replay = disk.flush;
             }
+        }
+        if let Some(conn) = self.conns.get_mut(&id) {
+            conn.heard = true;
         }
         let wait = self.rng.u64(MS / 5..3 * MS) + self.net.latency(Plane::Pg, &mut self.rng);
         let lsn = self.nodes[n].disk.flush;
@@ -608,33 +668,35 @@ impl World {
         self.release(id);
     }
 
-    /// Which walsenders a commit waits for, and how far they are: `None` when there are not enough.
+    /// Which standbys a commit waits for, and how far they are: `None` when there are not enough. One that has come
+    /// back before its old walsender has noticed counts once: its slot admits only one of them.
     fn released_to(&self, primary: usize, names: &ParsedNames) -> Option<u64> {
         let count = usize::try_from(names.count).unwrap_or(0);
-        let mut found: Vec<(usize, u64)> = self
-            .conns
-            .values()
-            .filter(|c| c.primary == primary && c.primary_open)
-            .filter_map(|c| {
-                let name = &self.names[c.standby];
-                let at = names
-                    .names
-                    .iter()
-                    .position(|listed| name.same_standby(listed) || listed == "*")?;
-                Some((at, c.acked))
-            })
-            .collect();
+        // Whose, at which place, how far.
+        let mut found: Vec<(usize, usize, u64)> = Vec::new();
+        let open = |c: &&Conn| c.primary == primary && c.primary_open;
+        for conn in self.conns.values().filter(open) {
+            let name = &self.names[conn.standby];
+            let listed = |listed: &String| name.same_standby(listed) || listed == "*";
+            let Some(at) = names.names.iter().position(listed) else {
+                continue;
+            };
+            match found.iter_mut().find(|(of, ..)| *of == conn.standby) {
+                Some((.., acked)) => *acked = conn.acked.max(*acked),
+                None => found.push((conn.standby, at, conn.acked)),
+            }
+        }
         if count == 0 || found.len() < count {
             return None;
         }
         match names.form {
             Form::First => {
-                found.sort_by_key(|(at, _)| *at);
-                found.iter().take(count).map(|(_, lsn)| *lsn).min()
+                found.sort_by_key(|(_, at, _)| *at);
+                found.iter().take(count).map(|(.., lsn)| *lsn).min()
             }
             Form::Any => {
-                found.sort_by_key(|(_, lsn)| std::cmp::Reverse(*lsn));
-                found.get(count - 1).map(|(_, lsn)| *lsn)
+                found.sort_by_key(|(.., lsn)| std::cmp::Reverse(*lsn));
+                found.get(count - 1).map(|(.., lsn)| *lsn)
             }
         }
     }
@@ -905,6 +967,7 @@ impl World {
             }),
             promised: disk.promised,
             wal_epoch: disk.wal_epoch,
+            led: disk.led,
         }
     }
 

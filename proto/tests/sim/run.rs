@@ -362,7 +362,7 @@ fn settle(world: &mut World, plan: &Plan) {
             world.operator_names_the_best();
         }
         if wiped && took > 5 * SEC {
-            world.operator_resumes_again();
+            world.operator_changes_again();
         }
         if took > 5 * SEC {
             world.operator_copies_anew(took > 15 * SEC);

@@ -6,7 +6,7 @@ mod view;
 use super::clock::{MS, SEC, T, nanos};
 use super::jobs::JobRun;
 use super::keeper::{For, Keeper, Req};
-use super::mistakes::one_vote_less;
+use super::mistakes::{one_vote_less, pretend_as_much};
 use super::mutation::Mutation;
 use super::story::Tag;
 use super::world::{Ev, World};
@@ -14,7 +14,7 @@ use proto::config::{ClusterConfig, Settings, Tags};
 use proto::core::decision::{Action, LeaseGoal, Standing, WantedConf, Wish};
 use proto::core::job::Upstream;
 use proto::core::observation::{
-    AppliedConf, DataDir, HeldRecord, Outcome, PeerAnswer, Sql, Task, TaskResult,
+    AppliedConf, DataDir, HeldRecord, Led, Outcome, PeerAnswer, Sql, Task, TaskResult,
 };
 use proto::core::{Memory, Observation, txns};
 use proto::dcs::txn::{Op, Txn, TxnOutcome};
@@ -163,9 +163,12 @@ impl World {
         let dice = self.rng.u64(..);
         let trusts = self.has(Mutation::StaleViewTrusted);
         let anybody = self.has(Mutation::LsnOrderOnly);
+        let hand = self.has(Mutation::HandPromotionTrusted);
+        let uncompared = self.has(Mutation::ConnectedUncompared);
         let guard = self.nodes[n].guard.as_ref();
         let alive = guard.is_some_and(|g| g.alive);
         let armed = guard.and_then(super::guardian::Guard::shown);
+        let epoch = guard.map_or(Epoch(0), |g| g.clock.highest());
         let session = guard
             .map(super::guardian::Guard::session)
             .unwrap_or_default();
@@ -179,6 +182,16 @@ impl World {
         if anybody && let Some(entry) = o.dcs.view.as_ref().and_then(|v| v.record.as_ref()) {
             o.postgres.wal_epoch = entry.record.epoch;
         }
+        if hand && o.postgres.led.is_none() {
+            let epoch = o.postgres.wal_epoch;
+            o.postgres.led = Some(Led {
+                epoch,
+                native: false,
+            });
+        }
+        if uncompared {
+            pretend_as_much(o, &agent.s.me);
+        }
         o.dcs.confirmed = o.dcs.view.is_some()
             && (trusts
                 || agent
@@ -190,6 +203,7 @@ impl World {
         o.guardian.fit = true;
         o.guardian.armed = armed;
         o.guardian.session = session;
+        o.guardian.epoch = epoch;
     }
 
     pub fn decide(&mut self, n: usize) {
@@ -341,6 +355,12 @@ impl World {
             Action::NoteWalEpoch(epoch) => {
                 let disk = &mut self.nodes[n].disk;
                 disk.wal_epoch = disk.wal_epoch.max(epoch);
+                self.probe_now(n);
+            }
+            Action::NoteLed(led) => {
+                let disk = &mut self.nodes[n].disk;
+                disk.wal_epoch = disk.wal_epoch.max(led.epoch);
+                disk.led = Some(led);
                 self.probe_now(n);
             }
             Action::ResumeReplay | Action::Callback { .. } | Action::Log { .. } => {}

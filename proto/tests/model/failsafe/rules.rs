@@ -93,6 +93,7 @@ fn seen(model: &Failsafe, n: u8, node: &Node, store: &Store) -> (Observation, Me
         fit: true,
         armed: None,
         session: "1".into(),
+        ..Guardian::default()
     };
     o.postgres = postgres(node);
     o.failsafe_caller = node.promised.map(|age| FailsafeCaller {
