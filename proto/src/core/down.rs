@@ -90,10 +90,8 @@ fn restart_wish(cx: &mut Cx) -> Option<Reason> {
     if cx.m.restart_wish_done == Some(wish.id) {
         return None;
     }
-    let follow = match cx.lock.clone() {
-        Lock::Other(leader) => follow::target(cx, &leader),
-        _ => cx.o.postgres.conf.upstream.clone(),
-    };
+    // Another source than before is told to it when it runs and was compared (S3).
+    let follow = cx.o.postgres.conf.upstream.clone();
     if cx.o.postgres.signal_file || cx.lock == Lock::Free {
         return lead::restart_now(cx, follow);
     }

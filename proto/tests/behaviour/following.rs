@@ -190,3 +190,120 @@ fn the_epoch_on_disk_does_not_go_back() {
     };
     assert_eq!([1, 2, 4].map(notes), [true, false, false]);
 }
+
+/// node2 follows node3, and node1 leads on timeline 2 or is about to.
+fn new_leader() -> Scene {
+    scene("node2", json!({"synchronous_mode": "quorum"}), json!({}))
+        .with(|scene| scene.o.postgres.conf.upstream = follows("node3"))
+        .key("members/node1", Some(&member("node1", "replica").1))
+}
+
+fn cut(scene: &mut Scene) {
+    scene.o.postgres.conf.upstream = Upstream::None;
+    if let Sql::Sample(sample) = &mut scene.o.postgres.sql {
+        sample.receiver = None;
+    }
+}
+
+fn told(timeline: u32, position: u64) -> impl Fn(&mut Scene) {
+    move |scene| {
+        let status = PeerStatus {
+            timeline: Some(Timeline(timeline)),
+            position: Lsn(position),
+            ..PeerStatus::default()
+        };
+        let answer = PeerAnswer {
+            asked_at: NOW,
+            status: Some(status),
+        };
+        scene.o.peers.insert("node1".into(), answer);
+    }
+}
+
+/// What a WAL receiver reports first is how far it has replayed, and its source counts that, on whatever timeline it
+/// was: a standby that was ahead of the new leader let commits return that it did not have
+/// (`postgres_jobs.rs::a_diverged_standby_acknowledges_what_it_does_not_have`).
+#[test]
+fn a_leader_is_connected_to_only_when_it_is_known_to_have_as_much() {
+    let alone = Job::Follow {
+        follow: Upstream::None,
+    };
+    let checks = |scene: Scene| {
+        let (rule, job) = scene.job();
+        assert_eq!(rule, "check-lineage");
+        job
+    };
+    // What goes on coming from elsewhere would be missing in the comparison.
+    assert_eq!(checks(new_leader()), Some(alone.clone()));
+    assert_eq!(checks(new_leader().with(told(1, 500))), Some(alone));
+
+    let uncompared = new_leader().with(cut);
+    assert_eq!(checks(uncompared.clone()), None);
+    let asks =
+        |action: &Action| matches!(action, Action::AskPeers { peers, .. } if peers.len() == 1);
+    assert!(uncompared.decide().0.actions.iter().any(asks));
+    assert_eq!(checks(uncompared.clone().with(told(1, 99))), None);
+    assert_eq!(checks(uncompared.clone().with(told(2, 500))), None);
+    let follow = Job::Follow {
+        follow: follows("node1"),
+    };
+    let has_as_much = uncompared.clone().with(told(1, 100));
+    assert_eq!(has_as_much.job(), ("change-upstream".into(), Some(follow)));
+
+    // Once it is a primary, its history tells.
+    let primary = uncompared.key("members/node1", Some(&member("node1", "primary").1));
+    let asks = |action: &Action| matches!(action, Action::AskLineage { .. });
+    assert!(primary.decide().0.actions.iter().any(asks));
+    assert_eq!(checks(primary.clone()), None);
+    let (rule, job) = primary.diverged_from("node1").job();
+    assert_eq!(rule, "rewind");
+    assert!(matches!(job, Some(Job::Rewind { .. })), "{job:?}");
+}
+
+/// It does not know what the one before it has written.
+#[test]
+fn a_new_agent_takes_a_stream_of_the_leaders_timeline_for_the_leaders() {
+    let found = |timeline: u32| {
+        let scene = scene("node2", json!({}), json!({}));
+        scene.with(|scene| {
+            scene.o.postgres.conf = AppliedConf::default();
+            if let Sql::Sample(sample) = &mut scene.o.postgres.sql
+                && let Some(receiver) = &mut sample.receiver
+            {
+                receiver.timeline = Some(Timeline(timeline));
+            }
+        })
+    };
+    let follow = |upstream| Some(Job::Follow { follow: upstream });
+    assert_eq!(
+        found(1).job(),
+        ("change-upstream".into(), follow(follows("node1")))
+    );
+    assert_eq!(
+        found(2).job(),
+        ("check-lineage".into(), follow(Upstream::None))
+    );
+}
+
+/// Where its WAL ends is known when it runs.
+#[test]
+fn a_crashed_primary_comes_back_alone_until_it_was_compared() {
+    let crashed = scene("node2", json!({}), json!({})).down().with(|scene| {
+        scene.o.postgres.conf.upstream = Upstream::None;
+        scene.o.postgres.signal_file = false;
+        scene.o.postgres.control.as_mut().expect("given").state = ControlState::InProduction;
+        scene.o.lineage = Some(Lineage {
+            leader: "node1".into(),
+            at: NOW,
+            is_primary: true,
+            system_id: SystemId(SYSTEM),
+            history: TimelineHistory::parse(Timeline(2), "1\t0/5000\twhy\n").expect("a history"),
+        });
+    });
+    let (rule, job) = crashed.job();
+    assert_eq!(rule, "start-standby");
+    assert!(
+        matches!(&job, Some(Job::StartStandby { follow, .. }) if *follow == Upstream::None),
+        "{job:?}"
+    );
+}

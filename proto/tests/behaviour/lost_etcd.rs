@@ -162,3 +162,79 @@ fn the_next_record_begins_above_what_peers_know_of() {
     assert_eq!(epoch(None), Some(1));
     assert_eq!(epoch(Some(5)), Some(6));
 }
+
+/// A restarted standby that was the primary of its data last, or looks like it, and has waited long enough.
+fn restarted(led: Option<u64>, followed: u64) -> Scene {
+    let answers = told(&[("node2", Some(1)), ("node3", Some(1))]);
+    emptied(quorum()).with(answers).with(|scene| {
+        scene.m.free_since = Some(NOW - Duration::from_secs(40));
+        scene.o.dcs.watching_since = Some(NOW - Duration::from_secs(40));
+        scene.m.race_asked = Some(NOW);
+        scene.o.guardian.armed = None;
+        scene.o.postgres.wal_epoch = Epoch(followed);
+        scene.o.postgres.led = led.map(|epoch| Led {
+            epoch: Epoch(epoch),
+            native: true,
+        });
+        if let Sql::Sample(sample) = &mut scene.o.postgres.sql {
+            sample.in_recovery = true;
+        }
+    })
+}
+
+/// It had been promoted by hand, stopped, and its agent started again: of its data it was the primary last (seed
+/// 3405767).
+#[test]
+fn a_standby_that_was_promoted_by_hand_is_not_the_last_primary() {
+    assert!(claims(&restarted(Some(1), 1)));
+    assert!(!claims(&restarted(None, 1)));
+    assert!(claims(&restarted(None, 0)), "of the time before records");
+    let running = |led: Option<u64>| {
+        restarted(led, 1).with(|scene| {
+            scene.m.free_since = Some(NOW - Duration::from_millis(200));
+            if let Sql::Sample(sample) = &mut scene.o.postgres.sql {
+                sample.in_recovery = false;
+            }
+        })
+    };
+    assert!(claims(&running(Some(1))));
+    assert!(!claims(&running(None)));
+    assert_eq!(running(None).job().0, "no-lock");
+}
+
+/// An epoch has one leader: a newer timeline of somebody who knows of no later one was promoted by hand (seed 3321154).
+#[test]
+fn who_led_last_does_not_yield_to_a_timeline_that_was_made_by_hand() {
+    let newer = |epoch: u64, native: bool| {
+        restarted(Some(2), 2).with(|scene| {
+            scene.m.epoch_seen = Epoch(2);
+            scene.o.postgres.led.as_mut().expect("given").native = native;
+            let answer = scene.o.peers.get_mut(&"node2".into()).expect("given");
+            let status = answer.status.as_mut().expect("given");
+            (status.epoch, status.timeline) = (Epoch(epoch), Some(Timeline(2)));
+            status.position = Lsn(500);
+        })
+    };
+    let ordered = |scene: Scene| {
+        scene.with(|scene| {
+            for (name, role) in [("node1", "replica"), ("node2", "replica")] {
+                let (key, value) = member(name, role);
+                let mut value = object(serde_json::from_str(&value).expect("a member"));
+                let capable =
+                    json!({"protocol": proto::core::PROTOCOL, "record": true, "fence": true});
+                value.insert("garden".into(), capable);
+                scene.keys.push((key, Value::Object(value).to_string()));
+            }
+        })
+    };
+    assert!(claims(&ordered(newer(2, true))));
+    assert!(
+        !claims(&ordered(newer(3, true))),
+        "it knows of a later leader"
+    );
+    assert!(
+        !claims(&ordered(newer(2, false))),
+        "by /leader others may have led since"
+    );
+    assert!(!claims(&ordered(newer(0, true))), "a Patroni knows of none");
+}

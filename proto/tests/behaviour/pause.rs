@@ -255,3 +255,83 @@ fn what_stood_still_in_pause_counts_from_the_end_of_the_pause() {
     // In pause an operator may name somebody.
     assert_eq!(rule(paused(), Some(0)), "paused-free");
 }
+
+/// Another identifier stands in etcd.
+fn stranger(dynamic: Value) -> Scene {
+    let held = json!({
+        "v": 1, "epoch": 1, "owner": "node1", "session": "life", "seq": 7, "state": "held",
+        "l_ms": 2500, "w_ms": 2900, "members": ["node1", "node2", "node3"],
+    });
+    scene("node1", dynamic, json!({}))
+        .key("record", Some(&held.to_string()))
+        .key("initialize", Some("7999999999999999999"))
+        .with(|scene| {
+            scene.o.dcs.held = Some(HeldRecord {
+                epoch: Epoch(1),
+                sent_at: NOW,
+                length: Duration::from_millis(2500),
+                modified: Revision(5),
+                seq: 7,
+            });
+        })
+}
+
+/// The record said that it was released while its server could write, and the next one led beside it when the pause
+/// had ended (seeds 2709740, 2780695).
+#[test]
+fn a_primary_that_stands_back_in_pause_leaves_its_record_as_it_is() {
+    let (decision, memory) = stranger(paused()).decide();
+    assert_eq!(decision.reason.rule(), "foreign-system");
+    let writes: Vec<&Vec<Op>> = decision
+        .actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Write { task, txn } if *task == Task::Lock => Some(&txn.then),
+            _ => None,
+        })
+        .collect();
+    assert!(
+        matches!(writes[..], [ops] if matches!(ops[..], [Op::Delete(proto::dcs::Key::Leader)])),
+        "{decision:?}"
+    );
+    assert_eq!(decision.standing.leader_until, None, "nobody is sent here");
+    assert!(memory.stepping_down.is_none());
+    // It takes the lock again when the identifier is right, and not before.
+    let gone = stranger(paused())
+        .key("leader", None)
+        .with(|scene| scene.o.dcs.held = None);
+    let (decision, _) = gone.decide();
+    assert_eq!(decision.reason.rule(), "foreign-system");
+    let writes = |action: &Action| {
+        matches!(
+            action,
+            Action::Write {
+                task: Task::Lock,
+                ..
+            }
+        )
+    };
+    assert!(!decision.actions.iter().any(writes));
+    let right = gone.key("initialize", Some(&SYSTEM.to_string()));
+    assert!(right.decide().0.actions.iter().any(writes));
+}
+
+#[test]
+fn no_agent_leaves_a_primary_without_a_deadline_when_a_pause_has_ended() {
+    let exits = |action: &Action| matches!(action, Action::Exit { code: 1, .. });
+    let (rule, job) = stranger(json!({})).job();
+    assert_eq!(rule, "foreign-system");
+    assert!(matches!(job, Some(Job::Stop { .. })), "{job:?}");
+    assert!(!stranger(json!({})).decide().0.actions.iter().any(exits));
+    let guarded = stranger(json!({})).with(|scene| {
+        scene.o.guardian.armed = Some(Armed {
+            epoch: Epoch(1),
+            deadline: NOW + Duration::from_secs(2),
+        });
+    });
+    assert!(guarded.decide().0.actions.iter().any(exits));
+    // Nobody waits for that deadline any more.
+    let free = guarded.key("record", None).key("leader", None);
+    assert!(!free.decide().0.actions.iter().any(exits));
+    assert!(matches!(free.job().1, Some(Job::Stop { .. })));
+}

@@ -49,8 +49,86 @@ fn plan(seed: u64, shape: Shape, faults: Vec<Fault>) -> Plan {
     }
 }
 
+/// Kind, time and length in nanoseconds and milliseconds, node and other, dice, and whether the primary is meant.
+type Listed = (Kind, u64, u64, usize, usize, u32, bool);
+
+fn listed(faults: &[Listed]) -> Vec<Fault> {
+    let one = |&(kind, at, lasts_ms, node, other, dice, primary): &Listed| Fault {
+        primary,
+        ..fault(kind, at, lasts_ms, (node, other), dice)
+    };
+    faults.iter().map(one).collect()
+}
+
 /// What was mended, and the plan that showed it.
 pub fn plans() -> Vec<(&'static str, Plan)> {
+    let mut all = first_plans();
+    let later = LISTED
+        .iter()
+        .map(|(what, seed, shape, faults)| (*what, plan(*seed, shape.clone(), listed(faults))));
+    all.extend(later);
+    all
+}
+
+#[rustfmt::skip]
+const LISTED: &[(&str, u64, Shape, &[Listed])] = &[
+    ("a primary that stands back in pause keeps its record, and is stopped when the pause ends", 2_709_740, Shape { strict: false, quorum_failover: false, profile: "fast", failsafe: true, ..TUNED }, &[
+        (Kind::OtherSystem, 2_619_842_779, 1_098, 2, 1, 797_078_447, true),
+        (Kind::Pause, 2_341_526_211, 4_773, 0, 2, 1_819_051_413, false),
+        (Kind::OtherSystem, 1_590_898_790, 756, 1, 1, 3_029_193_455, true),
+        (Kind::Pause, 1_481_423_482, 1_940, 0, 0, 2_310_553_727, false),
+        (Kind::OtherSystem, 616_364_671, 10_105, 2, 0, 2_806_762_128, true),
+    ]),
+    ("who led last does not yield to a timeline that was made by hand", 3_321_154, Shape { nodes: 2, strict: false, profile: "fast", start_timeout: 0, ..TUNED }, &[
+        (Kind::EtcdWiped, 3_874_353_483, 10_332, 1, 1, 1_690_851_213, true),
+        (Kind::CutPg, 556_461_537, 5_688, 0, 0, 700_047_786, true),
+        (Kind::EtcdWiped, 3_638_984_801, 11_285, 0, 1, 218_606_291, true),
+        (Kind::PromotedByHand, 1_353_550_875, 6_481, 1, 0, 2_299_376_500, false),
+    ]),
+    ("a standby that was promoted by hand is not the last primary", 3_405_767, Shape { sync: "on", strict: false, rewind: false, ..TUNED }, &[
+        (Kind::OtherSystem, 284_560_230, 10_845, 2, 0, 2_285_776_791, true),
+        (Kind::PromotedByHand, 221_613_359, 9_561, 0, 1, 3_479_395_730, false),
+        (Kind::EtcdWiped, 1_144_287_291, 10_667, 0, 1, 3_762_189_184, false),
+    ]),
+    ("a standby is cut off from where it streams before it is compared with a new leader", 470_872, Shape { strict: false, quorum_failover: false, failsafe: true, ..TUNED }, &[
+        (Kind::Isolate, 1_528_898_793, 4_719, 1, 1, 92_305_353, true),
+        (Kind::Isolate, 1_765_456_404, 11_499, 1, 0, 158_076_631, true),
+        (Kind::Isolate, 838_736_597, 69, 0, 1, 3_294_904_473, true),
+        (Kind::Isolate, 2_870_155_302, 9_692, 1, 1, 3_081_376_737, false),
+    ]),
+    ("clients are held back while a primary is stopped that recovered", 1_190_266, Shape { strict: false, failsafe: true, ..TUNED }, &[
+        (Kind::Isolate, 712_170_510, 11_750, 0, 2, 1_642_520_295, true),
+        (Kind::GuardianKilled, 982_906_039, 1_086, 2, 2, 1_575_430_600, false),
+    ]),
+    ("an epoch that only the guardian knows of counts for the next claim", 5_469_512, Shape { sync: "on", strict: false, quorum_failover: false, failsafe: true, start_timeout: 0, ..TUNED }, &[
+        (Kind::AgentCrash, 3_980_067_078, 5_170, 0, 0, 3_357_235_910, true),
+        (Kind::RecordGarbled, 2_609_304_094, 1_621, 0, 2, 2_159_517_905, true),
+        (Kind::RecordGarbled, 1_405_271_833, 1_119, 2, 0, 2_304_476_644, true),
+    ]),
+    ("a timeline of a number in the leader's history may be another", 6_237_752, Shape { nodes: 2, sync: "on", ..TUNED }, &[
+        (Kind::EtcdLossy, 1_957_186_232, 11_030, 1, 0, 3_611_449_078, true),
+        (Kind::Switchover, 2_412_370_222, 2_385, 1, 0, 915_112_016, true),
+        (Kind::PromotedByHand, 6_867_516_309, 1_414, 1, 1, 3_726_520_695, true),
+    ]),
+    ("before the first promotion the leader's timeline is known", 6_479_872, Shape { failsafe: true, wipe: false, ..TUNED }, &[
+        (Kind::OtherSystem, 3_058_827_678, 3_067, 2, 0, 3_495_424_605, false),
+        (Kind::GuardianKilled, 1_579_179_129, 7_847, 2, 2, 4_144_585_118, false),
+        (Kind::PromotedByHand, 1_229_019_701, 3_943, 0, 1, 3_212_882_507, false),
+        (Kind::OtherSystem, 786_770_385, 1_438, 2, 0, 2_018_888_105, false),
+    ]),
+    ("who was promoted by hand gives no vote", 6_503_060, Shape { start_timeout: 0, ..TUNED }, &[
+        (Kind::Shutdown, 5_463_092_285, 11_894, 1, 2, 3_728_813_908, true),
+        (Kind::Shutdown, 5_582_792_015, 9_690, 0, 1, 2_266_853_112, false),
+        (Kind::PromotedByHand, 8_050_918_718, 5_898, 0, 2, 3_251_248_946, true),
+        (Kind::AgentCrash, 1_455_702_966, 7_973, 2, 0, 653_006_719, false),
+    ]),
+    ("no agent leaves a primary behind whose lock is free", 1_131_112, Shape { native: false, quorum_failover: false, start_timeout: 0, rewind: false, ..TUNED }, &[
+        (Kind::Pause, 2_132_424_759, 1_343, 1, 0, 1_886_677_097, true),
+        (Kind::OtherSystem, 1_702_589_575, 3_193, 1, 1, 551_725_963, true),
+    ]),
+];
+
+fn first_plans() -> Vec<(&'static str, Plan)> {
     vec![
         (
             "a claim to bootstrap whose answer was lost is taken up",

@@ -601,3 +601,47 @@ fn the_keeper_of_the_key_needs_votes_once_another_has_been_promoted() {
     let followed = superseded.with(|s| s.timeline = Some(Timeline(2)));
     assert!(!followed.ask("A", 100).is_yes());
 }
+
+/// B was promoted by hand, from wherever it was on a timeline of a leader (seed 6503060).
+#[test]
+fn who_was_promoted_by_hand_gives_no_vote() {
+    let by_hand = |timeline: u32| {
+        native()
+            .sync("A", &["B", "C"], 1)
+            .answer("B", 40)
+            .with(|s| s.status("B").timeline = Some(Timeline(timeline)))
+    };
+    assert_eq!(by_hand(2).ask("C", 50), Verdict::Best);
+    let short = Verdict::NotEnoughVotes { have: 0, need: 1 };
+    assert_eq!(by_hand(3).ask("C", 50), short);
+}
+
+/// The cluster is on its first timeline still, and /history is empty (seed 6479872).
+#[test]
+fn before_the_first_promotion_the_timeline_of_the_leader_counts() {
+    let first = native().answer("C", 40).with(|s| {
+        s.view.history = HistoryRecord::default();
+        s.timeline = Some(Timeline(1));
+        s.status("C").timeline = Some(Timeline(2));
+        let a = s.view.members.get_mut(&MemberName::from("A"));
+        a.expect("a member").record.timeline = Some(Timeline(1));
+    });
+    assert_eq!(first.ask("B", 50), Verdict::Best);
+}
+
+/// It died before it could write the key, which names one that was copied anew, and the keeper, which had as much
+/// when it was promoted (seed 5435085).
+#[test]
+fn who_was_promoted_last_needs_no_votes() {
+    let last = |by: &str| {
+        native().sync("A", &["B", "C"], 1).with(|s| {
+            s.view.history = history(1, by);
+            s.timeline = Some(Timeline(2));
+        })
+    };
+    assert_eq!(last("B").ask("B", 50), Verdict::Best);
+    let short = Verdict::NotEnoughVotes { have: 0, need: 1 };
+    assert_eq!(last("C").ask("B", 50), short);
+    let not_promoted = last("B").with(|s| s.timeline = Some(Timeline(1)));
+    assert!(!not_promoted.ask("B", 50).is_yes());
+}

@@ -334,3 +334,21 @@ fn a_failed_rewind_is_only_wiped_where_that_is_allowed() {
     settings.wipe_on_rewind_failure = true;
     assert_eq!(remedy_after_failure(&settings), Remedy::Reinitialise);
 }
+
+/// Two members had made a timeline of one number, and the leader has gone on from its own (seed 6237752).
+#[test]
+fn a_timeline_of_a_number_in_the_leaders_history_may_be_another() {
+    let at = |history: &str| {
+        let file = TimelineHistory::parse(Timeline(2), history).expect("well formed");
+        let mut local = standby(2, Lsn(0x0250_0000), Lsn::NONE);
+        local.history = Some((file, String::from("then")));
+        check(&local, &lineage())
+    };
+    assert_eq!(at("1\t0/2000000\tother words\n"), Divergence::Same);
+    let twin = Divergence::Need {
+        why: Diverged::SameNumber {
+            timeline: Timeline(2),
+        },
+    };
+    assert_eq!(at("1\t0/1F00000\twhy\n"), twin);
+}
