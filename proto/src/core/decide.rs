@@ -30,6 +30,7 @@ pub fn decide(o: &Observation, memory: &Memory, s: &Settings) -> (Decision, Memo
     }
     finish::take_note(&mut cx);
     keep::note_epoch(&mut cx);
+    forget_when_it_was_free(&mut cx);
     hold_back_while_recovering(&mut cx);
     let reason = judge(&mut cx);
     greet(&mut cx);
@@ -55,6 +56,17 @@ pub fn decide(o: &Observation, memory: &Memory, s: &Settings) -> (Decision, Memo
         standing,
     };
     (decision, cx.m)
+}
+
+/// S3: what was told since the lock was free counts in a race, so the moment is that of this race. Somebody may have led
+/// in between, also for so short a time that only the record shows it, or while we were down or could not see.
+fn forget_when_it_was_free(cx: &mut Cx) {
+    let record = cx.view().and_then(|view| view.record.as_ref());
+    let record = record.map(|entry| entry.modified);
+    if cx.lock != Lock::Free || cx.m.free_of != record {
+        cx.m.free_since = None;
+        cx.m.free_of = record;
+    }
 }
 
 /// `on_start` for a server that ran before this agent did (`ha-behaviour.md` 21); one that we start

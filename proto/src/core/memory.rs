@@ -114,6 +114,9 @@ pub struct Memory {
     /// The tenure in which our own PostgreSQL led last, if nobody has led since.
     #[serde(default)]
     pub led: Option<super::observation::Led>,
+    /// The revision of the record with which it was free.
+    #[serde(default)]
+    pub free_of: Option<Revision>,
     /// A job of this agent has said where PostgreSQL streams from; what an agent before it has said is not known.
     #[serde(default)]
     pub source_set: bool,

@@ -50,7 +50,7 @@ pub(super) fn decide(cx: &mut Cx) -> Reason {
         return not_allowed(cx, "the promotion failed lately");
     }
     if cx.paused() {
-        return paused(cx);
+        return paused(cx, sample, since);
     }
     if cx.s.tags.nofailover() {
         return not_allowed(cx, "nofailover");
@@ -235,8 +235,9 @@ fn primary(cx: &mut Cx, sample: &SqlSample) -> Reason {
         (_, None) => true,
         (None, Some(_)) => false,
     };
-    // S23: somebody has promoted it by hand, and only etcd knew who leads.
-    let by_hand = !knows_cluster(view) && !keep::led_last(cx);
+    // Somebody has promoted it by hand, outside of pause: it may lack what was acknowledged (S3), and may have
+    // promised time (S20).
+    let by_hand = !keep::led_last(cx);
     if same_cluster && ((up_to_date && !by_hand) || cx.paused()) {
         if let Some(reason) = led_on_elsewhere(cx) {
             return reason;
@@ -252,14 +253,15 @@ fn primary(cx: &mut Cx, sample: &SqlSample) -> Reason {
     deposed(cx)
 }
 
-fn paused(cx: &mut Cx) -> Reason {
+fn paused(cx: &mut Cx, sample: &SqlSample, since: MonoTime) -> Reason {
     let request = cx.view().and_then(|v| v.failover.as_ref());
     let named =
         request.is_some_and(|r| r.candidate.as_ref() == Some(&cx.s.me) && r.scheduled_at.is_none());
     if named && !cx.s.tags.nofailover() {
         cx.m.named = true;
-        claim(cx);
-        return Reason::ClaimAsCandidate;
+        // A switchover is compared as without a pause: the request may have been changed after the leader had waited
+        // for another candidate (S3).
+        return contest(cx, sample, since);
     }
     // The request goes with our claim, whose outcome may come later than what the watch shows.
     if !cx.o.in_flight.contains(&Task::Lock) {

@@ -307,3 +307,32 @@ fn a_crashed_primary_comes_back_alone_until_it_was_compared() {
         "{job:?}"
     );
 }
+
+/// Somebody led while it was down, and positions from before that counted when the lock was free again (seed 2533720).
+#[test]
+fn a_race_begins_when_the_lock_is_free_this_time() {
+    let since = |scene: Scene| {
+        let known = scene.with(|scene| {
+            scene.m.free_since = Some(NOW - Duration::from_secs(1));
+            scene.m.free_of = Some(Revision(4));
+        });
+        known.decide().1.free_since
+    };
+    let released = json!({
+        "v": 1, "epoch": 2, "owner": "node1", "session": "other", "seq": 7, "state": "released",
+        "l_ms": 2500, "w_ms": 2900, "members": ["node1", "node2", "node3"],
+    });
+    let scene = || scene("node2", json!({}), json!({}));
+    assert_eq!(since(scene().down()), None, "node1 leads");
+    let free = || {
+        scene()
+            .key("leader", None)
+            .key("record", Some(&released.to_string()))
+    };
+    assert_eq!(since(free()), Some(NOW), "another record than that");
+    let same = free().with(|scene| {
+        scene.m.free_since = Some(NOW - Duration::from_secs(1));
+        scene.m.free_of = Some(Revision(5));
+    });
+    assert_eq!(same.decide().1.free_since, same.m.free_since);
+}

@@ -238,3 +238,28 @@ fn who_led_last_does_not_yield_to_a_timeline_that_was_made_by_hand() {
     );
     assert!(!claims(&ordered(newer(0, true))), "a Patroni knows of none");
 }
+
+/// Its record stood still, while the primary was promised time (seed 2548212).
+#[test]
+fn a_standby_that_was_promoted_by_hand_takes_no_free_lock() {
+    let held = json!({
+        "v": 1, "epoch": 1, "owner": "node2", "session": "other", "seq": 7, "state": "released",
+        "l_ms": 2500, "w_ms": 2900, "members": ["node1", "node2", "node3"],
+    });
+    let running = |led: Option<u64>| {
+        let scene = scene("node1", json!({}), json!({}));
+        scene
+            .key("leader", None)
+            .key("record", Some(&held.to_string()))
+            .with(|scene| {
+                scene.o.postgres.wal_epoch = Epoch(1);
+                scene.o.postgres.led = led.map(|epoch| Led {
+                    epoch: Epoch(epoch),
+                    native: true,
+                });
+            })
+    };
+    assert!(claims(&running(Some(1))));
+    assert!(!claims(&running(None)));
+    assert!(matches!(running(None).job().1, Some(Job::Stop { .. })));
+}

@@ -335,3 +335,46 @@ fn no_agent_leaves_a_primary_without_a_deadline_when_a_pause_has_ended() {
     assert!(!free.decide().0.actions.iter().any(exits));
     assert!(matches!(free.job().1, Some(Job::Stop { .. })));
 }
+
+/// The request was changed after the leader had waited until another candidate had everything (seed 2359240).
+#[test]
+fn the_candidate_of_a_switchover_in_pause_is_compared_too() {
+    let named = |request: &str, position: u64| {
+        scene(
+            "node2",
+            json!({"pause": true, "synchronous_mode": "quorum"}),
+            json!({}),
+        )
+        .key("leader", None)
+        .key("failover", Some(request))
+        .key(
+            "sync",
+            Some(r#"{"leader":"node1","sync_standby":"node2,node3","quorum":1}"#),
+        )
+        .with(|scene| {
+            scene.m.free_since = Some(NOW - Duration::from_millis(20));
+            scene.m.race_asked = scene.m.free_since;
+            let status = PeerStatus {
+                timeline: Some(Timeline(1)),
+                position: Lsn(position),
+                ..PeerStatus::default()
+            };
+            for name in ["node1", "node3"] {
+                let answer = PeerAnswer {
+                    asked_at: NOW,
+                    status: (name == "node3").then(|| status.clone()),
+                };
+                scene.o.peers.insert(name.into(), answer);
+            }
+        })
+        .decide()
+        .0
+        .reason
+        .rule()
+    };
+    let switchover = r#"{"leader":"node1","member":"node2"}"#;
+    assert_eq!(named(switchover, 100), "race-claim");
+    assert_eq!(named(switchover, 200), "race-not-best");
+    // Who names no leader takes that upon himself.
+    assert_eq!(named(r#"{"member":"node2"}"#, 200), "race-candidate");
+}

@@ -126,6 +126,23 @@ const LISTED: &[(&str, u64, Shape, &[Listed])] = &[
         (Kind::Pause, 2_132_424_759, 1_343, 1, 0, 1_886_677_097, true),
         (Kind::OtherSystem, 1_702_589_575, 3_193, 1, 1, 551_725_963, true),
     ]),
+    ("the candidate of a switchover in pause is compared too", 2_359_240, Shape { profile: "safe", start_timeout: 0, ..TUNED }, &[
+        (Kind::SwitchoverTo, 1_055_010_345, 2_673, 1, 1, 284_122_713, true),
+        (Kind::SwitchoverTo, 1_433_533_956, 484, 0, 1, 3_505_174_284, true),
+        (Kind::SwitchoverTo, 1_358_087_997, 7_549, 1, 0, 14_075_364, false),
+        (Kind::Pause, 737_295_562, 4_820, 1, 1, 1_812_724_595, true),
+    ]),
+    ("a race begins when the lock is free this time", 2_533_720, Shape { strict: false, profile: "fast", ..TUNED }, &[
+        (Kind::SwitchoverTo, 2_992_173_899, 8_882, 2, 2, 3_065_721_920, true),
+        (Kind::SwitchoverTo, 7_265_733_364, 4_339, 1, 1, 3_941_089_048, false),
+        (Kind::Shutdown, 7_714_830_553, 1_512, 0, 0, 702_096_379, true),
+    ]),
+    ("a standby that was promoted by hand takes no free lock", 2_548_212, Shape { strict: false, quorum_failover: false, failsafe: true, ..TUNED }, &[
+        (Kind::PromotedByHand, 3_625_797_123, 3_224, 1, 0, 2_092_015_701, false),
+        (Kind::CutEtcd, 4_670_306_652, 3_743, 1, 2, 2_516_865_356, false),
+        (Kind::CutEtcd, 157_012_743, 11_976, 1, 0, 2_972_382_765, true),
+        (Kind::CutEtcd, 3_171_173_549, 6_496, 0, 2, 1_010_900_431, true),
+    ]),
 ];
 
 fn first_plans() -> Vec<(&'static str, Plan)> {
