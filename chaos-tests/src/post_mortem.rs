@@ -193,6 +193,9 @@ fn histories(members: &[Member]) -> Result<String> {
                 continue;
             }
             let text = std::fs::read_to_string(entry.path()).context("read a history file")?;
+            if only_takes_the_number(&text) {
+                continue;
+            }
             let (first, by) = known
                 .entry(name.clone())
                 .or_insert((text.clone(), member.name.clone()));
@@ -204,6 +207,13 @@ fn histories(members: &[Member]) -> Result<String> {
         }
     }
     one_line(known.iter().map(|(name, (text, _))| (name.as_str(), text)))
+}
+
+/// Before a promotion a member makes the numbers up to the one that it claims look taken, also those of ancestors whose
+/// files it never had; PostgreSQL reads no history in a comment.
+fn only_takes_the_number(text: &str) -> bool {
+    text.lines()
+        .all(|line| line.trim().is_empty() || line.starts_with('#'))
 }
 
 /// Every timeline that the last one descends from has the beginning of its history. Others are what is left of
@@ -309,6 +319,8 @@ mod tests {
             judge(&ended).ok().as_deref(),
             Some("4 timelines, one line, 1 led nowhere")
         );
+        assert!(only_takes_the_number("# This number is taken.\n"));
+        assert!(!only_takes_the_number(second));
         let other = "1\t0/400\tno recovery target specified\n";
         assert!(judge(&[("00000002.history", other), ("00000003.history", &third)]).is_err());
     }
