@@ -224,30 +224,23 @@ pub fn check(local: &LocalPostgres, lineage: &Lineage) -> Divergence {
             why: Diverged::NewerTimeline { mine, leader },
         };
     }
+    // The number says nothing where two members made the timeline independently (S4): what came before it must agree. A
+    // file without a line only says that its number is taken.
+    let ours = local.history.as_ref().map(|(history, _)| history);
+    let ours = ours.filter(|history| history.timeline == mine && !history.switches.is_empty());
+    let theirs = points(&lineage.history).into_iter();
+    let before = theirs.take_while(|(parent, _)| *parent != mine);
+    if ours.is_some_and(|ours| before.ne(points(ours))) {
+        return Divergence::Need {
+            why: Diverged::SameNumber { timeline: mine },
+        };
+    }
     if mine == leader {
-        let forked = local.history.as_ref().is_some_and(|(history, _)| {
-            history.timeline == mine && points(history) != points(&lineage.history)
-        });
-        return if forked {
-            Divergence::Need {
-                why: Diverged::SameNumber { timeline: mine },
-            }
-        } else if matches!(end, LocalEnd::Crashed { .. }) {
+        return if matches!(end, LocalEnd::Crashed { .. }) {
             unknown(Unclear::Unclean)
         } else {
             Divergence::Same
         };
-    }
-    // The number says nothing where two members made the timeline independently (S4): what came before it must agree.
-    let ours = local.history.as_ref().map(|(history, _)| history);
-    if let Some(ours) = ours.filter(|history| history.timeline == mine) {
-        let theirs = points(&lineage.history).into_iter();
-        let before = theirs.take_while(|(parent, _)| *parent != mine);
-        if before.ne(points(ours)) {
-            return Divergence::Need {
-                why: Diverged::SameNumber { timeline: mine },
-            };
-        }
     }
     match lineage.history.switch_point(mine) {
         None => Divergence::Need {

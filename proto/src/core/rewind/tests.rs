@@ -345,6 +345,7 @@ fn a_timeline_of_a_number_in_the_leaders_history_may_be_another() {
         check(&local, &lineage())
     };
     assert_eq!(at("1\t0/2000000\tother words\n"), Divergence::Same);
+    assert_eq!(at("# taken by another member\n"), Divergence::Same);
     let twin = Divergence::Need {
         why: Diverged::SameNumber {
             timeline: Timeline(2),
