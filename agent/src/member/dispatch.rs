@@ -245,8 +245,8 @@ impl Member {
 
     fn answer(&mut self, wish: Wish, outcome: WishOutcome) {
         let (code, text) = match outcome {
-            WishOutcome::Done => (200, String::from("restarted successfully")),
-            WishOutcome::Started => (200, String::from("reinitialize started")),
+            // Only a restart by the clock is answered when it starts, and nobody waits for that.
+            WishOutcome::Done | WishOutcome::Started => (200, "restarted successfully".into()),
             WishOutcome::Refused(why) | WishOutcome::Failed(why) => (503, why),
         };
         match wish {
@@ -257,7 +257,6 @@ impl Member {
                     let _ = reply.send((code, text));
                 }
             }
-            Wish::Reinitialize(_) => self.observation.wishes.reinitialize = None,
             Wish::ScheduledRestart => self.observation.wishes.scheduled_restart = None,
         }
     }

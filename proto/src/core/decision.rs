@@ -200,8 +200,6 @@ pub enum Wish {
     Restart(u64),
     /// A scheduled restart.
     ScheduledRestart,
-    /// `POST /reinitialize`.
-    Reinitialize(u64),
 }
 
 /// How a wish ended.

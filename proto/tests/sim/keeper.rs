@@ -184,8 +184,8 @@ impl World {
         let keeper = self.nodes[n]
             .agent
             .as_ref()
-            .and_then(|a| a.pending.get(&id))
-            .is_some_and(For::of_keeper);
+            .and_then(|a| a.pending.iter().find(|(asked, _)| *asked == id))
+            .is_some_and(|(_, what)| what.of_keeper());
         let lost = self.net.lossy > 0 && self.rng.u32(0..100) < self.net.lossy;
         if self.net.ok(Plane::Etcd, ETCD, n) && !lost {
             let wait = self.net.latency(Plane::Etcd, &mut self.rng);
@@ -346,7 +346,7 @@ impl World {
             let agent = self.agent(n);
             agent
                 .pending
-                .retain(|_, what| !matches!(what, For::Renew(..) | For::ReadRecord(_)));
+                .retain(|(_, what)| !matches!(what, For::Renew(..) | For::ReadRecord(_)));
         }
         self.nudge_keeper(n);
     }

@@ -526,25 +526,31 @@ impl World {
             return;
         }
         // WAL that was received beyond the place where the timelines part is written over.
+        let id = self.walsender(n, source, 0);
+        self.nodes[n].pg.conn = Some(id);
+        self.send_wal(id);
+    }
+
+    /// A walsender for this standby, that has been told this much.
+    fn walsender(&mut self, standby: usize, primary: usize, acked: u64) -> u32 {
         self.conn_ids += 1;
         let id = self.conn_ids;
-        let names = self.nodes[source].pg.parsed.clone();
+        let names = self.nodes[primary].pg.parsed.clone();
         self.conns.insert(
             id,
             Conn {
                 id,
-                standby: n,
-                primary: source,
+                standby,
+                primary,
                 standby_open: true,
                 primary_open: true,
                 names,
-                acked: 0,
+                acked,
                 broken_since: None,
                 heard: false,
             },
         );
-        self.nodes[n].pg.conn = Some(id);
-        self.send_wal(id);
+        id
     }
 
     /// The branch of this number that this one is, or comes from.
@@ -559,7 +565,7 @@ impl World {
     /// The first report of a WAL receiver is how far it has replayed, on whatever timeline; its source takes that for
     /// flushed until it has found that there is nothing to stream (`agent/tests/postgres_jobs.rs`).
     fn says_more_than_is_there(&mut self, n: usize, source: usize) {
-        let Some(names) = self.nodes[source].pg.parsed.clone() else {
+        let Some(names) = &self.nodes[source].pg.parsed else {
             return;
         };
         let name = &self.names[n];
@@ -567,22 +573,7 @@ impl World {
         if !self.nodes[source].pg.writable() || !names.names.iter().any(listed) {
             return;
         }
-        self.conn_ids += 1;
-        let id = self.conn_ids;
-        self.conns.insert(
-            id,
-            Conn {
-                id,
-                standby: n,
-                primary: source,
-                standby_open: true,
-                primary_open: true,
-                names: Some(names),
-                acked: self.nodes[n].disk.replay,
-                broken_since: None,
-                heard: false,
-            },
-        );
+        let id = self.walsender(n, source, self.nodes[n].disk.replay);
         let before = self.checks.strict_acks;
         self.release(id);
         self.conns.remove(&id);

@@ -54,7 +54,8 @@ pub struct Agent {
     pub probe_tok: u64,
     probe_every: Duration,
     probe_at: T,
-    pub pending: BTreeMap<u64, For>,
+    /// What has been asked of etcd, with its number.
+    pub pending: Vec<(u64, For)>,
     // The watch.
     pub watched: Watched,
     pub watch: u32,
@@ -80,6 +81,14 @@ pub struct Agent {
     config_seen: Option<Revision>,
     rule: String,
     decisions: (T, u32),
+}
+
+impl Agent {
+    /// What this answer is for, once.
+    pub fn answer_of(&mut self, id: u64) -> Option<For> {
+        let at = self.pending.iter().position(|(asked, _)| *asked == id)?;
+        Some(self.pending.swap_remove(at).1)
+    }
 }
 
 impl World {
@@ -113,7 +122,7 @@ impl World {
             probe_tok: 0,
             probe_every: Duration::from_secs(1),
             probe_at: 0,
-            pending: BTreeMap::new(),
+            pending: Vec::new(),
             watched: Watched::default(),
             watch: 0,
             watch_broken: false,
@@ -236,7 +245,7 @@ impl World {
         }
         self.at_rest(n, rule);
         let wake = self.nodes[n].clock.truth(decision.wake_at);
-        self.push(wake, Ev::Wake { n, inc, tok });
+        self.wake_at(n, wake, tok);
         for action in decision.actions {
             if !self.lives(n, inc) {
                 return;
@@ -368,7 +377,6 @@ impl World {
                 let wishes = &mut self.agent(n).o.wishes;
                 match wish {
                     Wish::Restart(_) => wishes.restart = None,
-                    Wish::Reinitialize(_) => wishes.reinitialize = None,
                     Wish::ScheduledRestart => wishes.scheduled_restart = None,
                 }
             }

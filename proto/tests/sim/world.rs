@@ -210,6 +210,16 @@ struct Queue {
     events: Vec<Option<Ev>>,
     free: Vec<usize>,
     said: u64,
+    /// The timer of each loop: a new one takes the place of the last, which is most of them.
+    wakes: [Option<Timer>; MAX],
+}
+
+/// When, after how much else was said, for which life and decision.
+#[derive(Clone, Copy, Debug)]
+struct Timer {
+    at: (T, u64),
+    inc: u32,
+    tok: u64,
 }
 
 impl Queue {
@@ -223,8 +233,24 @@ impl Queue {
         self.heap.push(Reverse((t, self.said, place)));
     }
 
+    fn set_timer(&mut self, n: usize, t: T, inc: u32, tok: u64) {
+        self.said += 1;
+        let at = (t, self.said);
+        self.wakes[n] = Some(Timer { at, inc, tok });
+    }
+
     /// The next event up to this time.
     fn pop_until(&mut self, end: T) -> Option<(T, Ev)> {
+        let timers = self.wakes.iter().enumerate();
+        let first = timers.filter_map(|(n, timer)| timer.map(|timer| (timer.at, n)));
+        let queued = self.heap.peek().map(|Reverse((t, said, _))| (*t, *said));
+        if let Some((at, n)) = first.min()
+            && at.0 <= end
+            && queued.is_none_or(|queued| at < queued)
+        {
+            let Timer { inc, tok, .. } = self.wakes[n].take()?;
+            return Some((at.0, Ev::Wake { n, inc, tok }));
+        }
         let Reverse((t, _, place)) = *self.heap.peek().filter(|next| next.0.0 <= end)?;
         self.heap.pop();
         self.free.push(place);
@@ -395,6 +421,12 @@ impl World {
         self.queue.push(t.max(self.now), ev);
     }
 
+    /// When this loop looks again, whatever happens; the last time that was set counts.
+    pub fn wake_at(&mut self, n: usize, t: T, tok: u64) {
+        let inc = self.inc(n);
+        self.queue.set_timer(n, t.max(self.now), inc, tok);
+    }
+
     pub fn after(&mut self, wait: T, ev: Ev) {
         self.push(self.now + wait, ev);
     }
@@ -551,14 +583,14 @@ impl World {
                 n, inc, id, rep, ..
             } => {
                 if self.lives(n, inc)
-                    && let Some(what) = self.agent(n).pending.remove(&id)
+                    && let Some(what) = self.agent(n).answer_of(id)
                 {
                     self.answered(n, what, Some(*rep));
                 }
             }
             Ev::Timeout { n, inc, id, .. } => {
                 if self.lives(n, inc)
-                    && let Some(what) = self.agent(n).pending.remove(&id)
+                    && let Some(what) = self.agent(n).answer_of(id)
                 {
                     self.answered(n, what, None);
                 }
@@ -686,7 +718,7 @@ impl World {
     pub fn pend(&mut self, n: usize, what: For) -> u64 {
         self.requests += 1;
         let id = self.requests;
-        self.agent(n).pending.insert(id, what);
+        self.agent(n).pending.push((id, what));
         id
     }
 }
