@@ -19,59 +19,162 @@ const TUNED: Shape = Shape {
     backoff: 0,
 };
 
-/// A fault on the primary, if it is meant, else on this node; the times are nanoseconds and milliseconds.
-fn fault(kind: Kind, at: u64, lasts_ms: u64, nodes: (usize, usize), dice: u32) -> Fault {
-    Fault {
-        kind,
-        at,
-        lasts: lasts_ms * MS,
-        node: nodes.0,
-        other: nodes.1,
-        dice,
-        primary: true,
-    }
-}
-
-fn elsewhere(fault: Fault) -> Fault {
-    Fault {
-        primary: false,
-        ..fault
-    }
-}
-
-fn plan(seed: u64, shape: Shape, faults: Vec<Fault>) -> Plan {
-    Plan {
-        seed,
-        shape,
-        faults,
-        birth: false,
-        mutation: None,
-    }
-}
-
-/// Kind, time and length in nanoseconds and milliseconds, node and other, dice, and whether the primary is meant.
+/// Kind, time and length in nanoseconds and milliseconds, node and other, dice, and whether the primary is meant
+/// and not that node.
 type Listed = (Kind, u64, u64, usize, usize, u32, bool);
 
-fn listed(faults: &[Listed]) -> Vec<Fault> {
-    let one = |&(kind, at, lasts_ms, node, other, dice, primary): &Listed| Fault {
-        primary,
-        ..fault(kind, at, lasts_ms, (node, other), dice)
-    };
-    faults.iter().map(one).collect()
-}
+/// What was mended, the seed, the cluster, and the faults that showed it.
+type Row = (&'static str, u64, Shape, &'static [Listed]);
 
 /// What was mended, and the plan that showed it.
 pub fn plans() -> Vec<(&'static str, Plan)> {
-    let mut all = first_plans();
-    let later = LISTED
-        .iter()
-        .map(|(what, seed, shape, faults)| (*what, plan(*seed, shape.clone(), listed(faults))));
-    all.extend(later);
-    all
+    let born = BIRTHS.iter().map(|row| plan(row, true));
+    let stood = CLUSTERS.iter().map(|row| plan(row, false));
+    born.chain(stood).collect()
 }
 
+fn plan((what, seed, shape, faults): &Row, birth: bool) -> (&'static str, Plan) {
+    let fault = |&(kind, at, lasts_ms, node, other, dice, primary): &Listed| Fault {
+        kind,
+        at,
+        lasts: lasts_ms * MS,
+        node,
+        other,
+        dice,
+        primary,
+    };
+    let plan = Plan {
+        seed: *seed,
+        shape: shape.clone(),
+        faults: faults.iter().map(fault).collect(),
+        birth,
+        mutation: None,
+    };
+    (what, plan)
+}
+
+/// While the cluster was being made.
 #[rustfmt::skip]
-const LISTED: &[(&str, u64, Shape, &[Listed])] = &[
+const BIRTHS: &[Row] = &[
+    ("a claim to bootstrap whose answer was lost is taken up", 17_787, Shape { native: false, profile: "fast", rewind: false, backoff: 6, ..TUNED }, &[
+        (Kind::EtcdLossy, 45_551_258, 2_356, 2, 2, 3_506_042_139, true),
+    ]),
+    ("a new cluster was claimed, and its member never heard of it", 45_600, Shape { nodes: 2, sync: "on", strict: false, native: false, quorum_failover: false, rewind: false, ..TUNED }, &[
+        (Kind::CutEtcd, 83_413_622, 4_709, 1, 1, 1_130_445_258, false),
+    ]),
+    ("a new cluster was claimed, and its member hangs", 56_697, Shape { sync: "on", strict: false, native: false, ..TUNED }, &[
+        (Kind::EtcdSlow, 793_224_560, 638, 1, 2, 4_162_384_442, true),
+        (Kind::LoopStall, 1_432_736_699, 7_140, 2, 2, 312_118_908, true),
+    ]),
+    ("a member lost its claim, and hears of the other cluster late", 58_982, Shape { nodes: 2, sync: "on", strict: false, profile: "safe", start_timeout: 0, ..TUNED }, &[
+        (Kind::LeaseRevoked, 1_263_353_938, 1_068, 0, 0, 1_608_114_123, true),
+        (Kind::CutEtcd, 987_501_373, 1_172, 0, 0, 1_447_436_581, true),
+    ]),
+    ("an agent is killed while it makes the cluster, whose server runs on", 323_607, Shape { sync: "off", strict: false, native: false, quorum_failover: false, profile: "safe", failsafe: true, rewind: false, ..TUNED }, &[
+        (Kind::AgentCrash, 1_157_558_759, 9_667, 2, 1, 1_279_634_903, true),
+    ]),
+    ("a machine loses power when it has made the cluster and not yet presented it", 223_811, Shape { strict: false, count: 2, native: false, ..TUNED }, &[
+        (Kind::PowerLoss, 821_690_926, 350, 2, 1, 3_162_274_891, true),
+        (Kind::PowerLoss, 2_425_988_521, 8_787, 2, 1, 1_644_767_412, true),
+    ]),
+    ("a member loses power between its cluster and its keys, and another is presented", 211_224, Shape { nodes: 2, strict: false, ..TUNED }, &[
+        (Kind::LeaseRevoked, 951_175_627, 2_574, 0, 1, 385_495_303, false),
+        (Kind::PowerLoss, 1_946_714_510, 4_925, 1, 1, 3_346_029_301, false),
+    ]),
+];
+
+/// While it stood.
+#[rustfmt::skip]
+const CLUSTERS: &[Row] = &[
+    ("/leader that was deleted before the renewal that wrote it was answered comes back", 10_911, Shape { quorum_failover: false, profile: "safe", backoff: 6, ..TUNED }, &[
+        (Kind::Pause, 736_170_893, 8_656, 0, 1, 2_653_356_913, true),
+        (Kind::LeaseRevoked, 1_225_715_699, 937, 0, 1, 3_337_146_606, true),
+    ]),
+    ("failsafe mode asks before a short lease has run out", 10_714, Shape { quorum_failover: false, failsafe: true, ..TUNED }, &[
+        (Kind::EtcdDown, 374_721_708, 3_268, 1, 2, 2_085_126_986, true),
+    ]),
+    ("agents restarted under failsafe mode wait as long as a promise may last", 13_543, Shape { nodes: 2, failsafe: true, ..TUNED }, &[
+        (Kind::PowerLoss, 427_125_678, 69, 1, 1, 3_732_138_502, true),
+        (Kind::PowerLoss, 835_838_772, 116, 0, 1, 1_200_553_331, true),
+        (Kind::PowerLoss, 1_230_120_945, 431, 1, 0, 915_293_513, true),
+    ]),
+    ("etcd is replaced during a pause", 14_072, Shape { count: 2, ..TUNED }, &[
+        (Kind::SwitchoverTo, 5_169_466_720, 8_274, 0, 0, 2_497_790_244, true),
+        (Kind::Pause, 5_032_253_153, 7_279, 2, 0, 1_263_097_257, true),
+        (Kind::Pause, 5_070_257_687, 9_668, 1, 2, 1_368_231_643, true),
+        (Kind::EtcdWiped, 740_640_494, 6_075, 1, 0, 1_544_004_117, false),
+        (Kind::SwitchoverTo, 8_069_003_137, 11_642, 1, 1, 3_979_382_891, false),
+        (Kind::EtcdWiped, 8_765_816_562, 3_885, 0, 2, 1_183_131_549, false),
+    ]),
+    ("a primary that was cut off comes up again within its lease", 17_722, Shape { sync: "on", profile: "safe", start_timeout: 0, ..TUNED }, &[
+        (Kind::GuardianKilled, 10_864_683_771, 8_790, 2, 2, 1_398_326_702, true),
+        (Kind::Isolate, 9_632_393_819, 9_952, 2, 0, 453_617_356, true),
+        (Kind::Isolate, 4_167_897_986, 7_716, 0, 1, 209_032_141, true),
+        (Kind::Isolate, 4_514_352_579, 10_841, 2, 2, 2_343_415_320, true),
+        (Kind::GuardianKilled, 5_899_207_725, 3_631, 2, 2, 2_907_251_506, true),
+        (Kind::GuardianKilled, 6_318_141_259, 3_403, 0, 1, 95_431_231, false),
+    ]),
+    ("positions from before the lock was free do not count in a race", 6_498, Shape { native: false, quorum_failover: false, profile: "fast", ..TUNED }, &[
+        (Kind::DataHidden, 277_966_358, 5_964, 2, 1, 3_800_981_641, true),
+        (Kind::CutPg, 167_543_846, 9_592, 0, 0, 3_861_154_852, true),
+    ]),
+    ("clients read what crash recovery made visible before the start was over", 18_246, Shape { strict: false, count: 2, rewind: false, ..TUNED }, &[
+        (Kind::GuardianKilled, 4_521_512_054, 2_744, 0, 1, 3_567_591_820, true),
+        (Kind::Isolate, 3_517_502_357, 3_068, 0, 0, 473_112_815, true),
+    ]),
+    ("a member that was promoted by hand does not say that it follows when it cannot", 36_446, Shape { nodes: 2, rewind: false, wipe: false, ..TUNED }, &[
+        (Kind::PromotedByHand, 4_116_050_776, 9_932, 1, 0, 2_282_301_395, false),
+    ]),
+    ("a candidate that answers at once is not asked again at once", 27_504, Shape { strict: false, profile: "safe", start_timeout: 0, ..TUNED }, &[
+        (Kind::SwitchoverTo, 1_615_951_223, 5_232, 1, 2, 3_308_904_516, true),
+        (Kind::EtcdSlow, 493_419_412, 8_173, 2, 2, 1_369_064_547, true),
+        (Kind::CutPg, 3_014_413_649, 10_670, 1, 0, 3_774_509_179, true),
+    ]),
+    ("a stopped leader does not hurry at the end of its lease", 64_841, Shape { sync: "off", strict: false, profile: "safe", start_timeout: 0, ..TUNED }, &[
+        (Kind::Isolate, 1_672_761_855, 6_412, 2, 1, 3_834_067_464, true),
+        (Kind::SwitchoverTo, 379_054_600, 4_627, 1, 1, 141_802_951, true),
+        (Kind::Isolate, 319_904_825, 1_296, 1, 2, 268_412_796, true),
+    ]),
+    ("etcd is emptied while the old primary stands still and another has taken over: it asks before it leads on", 707_633, Shape { count: 2, profile: "safe", rewind: false, ..TUNED }, &[
+        (Kind::NodeFreeze, 4_038_034_355, 3_092, 0, 2, 2_927_198_930, true),
+        (Kind::EtcdWiped, 6_891_767_930, 7_779, 2, 0, 3_181_644_778, false),
+    ]),
+    ("the pause ends while the primary does not hear of it: the others wait as long as its lease again", 1_942_970, Shape { strict: false, ..TUNED }, &[
+        (Kind::Pause, 2_095_303_671, 4_889, 2, 0, 1_408_705_913, true),
+        (Kind::EtcdLossy, 2_836_683_696, 4_135, 0, 0, 129_966_766, true),
+        (Kind::EtcdLossy, 334_563_012, 7_553, 2, 0, 3_084_158_912, false),
+        (Kind::LeaderDeleted, 4_406_630_174, 4_828, 1, 0, 276_083_617, true),
+        (Kind::PgSilent, 6_515_147_370, 1_121, 2, 2, 2_119_460_641, true),
+    ]),
+    ("an unreadable record was deleted, and the next leader goes on above the epochs that others know of", 558_014, Shape { start_timeout: 0, rewind: false, ..TUNED }, &[
+        (Kind::Shutdown, 5_354_553_099, 10_247, 0, 2, 2_723_417_109, true),
+        (Kind::RecordGarbled, 5_977_910_342, 3_706, 0, 1, 3_259_685_239, false),
+        (Kind::RecordGarbled, 4_159_145_995, 664, 1, 0, 294_985_108, true),
+        (Kind::Shutdown, 3_195_011_929, 4_826, 0, 2, 795_347_382, false),
+        (Kind::Shutdown, 2_758_582_156, 309, 1, 0, 2_364_034_889, true),
+    ]),
+    ("the end of a pause is lost with etcd", 675_636, Shape { nodes: 1, sync: "off", strict: false, profile: "fast", ..TUNED }, &[
+        (Kind::Pause, 1_217_028_401, 1_132, 0, 0, 1_991_942_329, true),
+        (Kind::EtcdWiped, 3_018_174_667, 84, 0, 0, 2_927_911_628, true),
+        (Kind::LoopStall, 1_333_503_214, 7_385, 0, 0, 1_133_992_851, true),
+    ]),
+    ("a restart goes on after the deadline while the loop hangs", 1_883_954, Shape { strict: false, ..TUNED }, &[
+        (Kind::LoopStall, 862_980_674, 11_040, 2, 1, 3_275_597_784, true),
+        (Kind::SlowPostgres, 612_021_620, 513, 2, 1, 2_943_236_412, true),
+        (Kind::Restart, 713_830_007, 4_657, 1, 0, 1_365_585_285, true),
+    ]),
+    ("a guardian is killed just before its machine stands still", 1_358_038, Shape { sync: "off", strict: false, ..TUNED }, &[
+        (Kind::GuardianKilled, 759_461_751, 3_249, 2, 0, 1_524_691_049, false),
+        (Kind::NodeFreeze, 762_695_936, 978, 1, 2, 337_665_491, true),
+        (Kind::NodeFreeze, 1_140_999_605, 7_972, 1, 2, 2_147_882_285, true),
+    ]),
+    ("a leader whose own key went with its lease leads by the record as before", 2_851_359, Shape { nodes: 2, start_timeout: 0, ..TUNED }, &[
+        (Kind::LeaseRevoked, 80_435_998, 4_222, 0, 1, 1_955_817_284, true),
+        (Kind::PgSilent, 592_939_600, 231, 1, 1, 2_607_002_308, true),
+        (Kind::CutEtcd, 230_739_010, 830, 0, 0, 2_924_053_918, true),
+        (Kind::LeaseRevoked, 978_269_598, 1_475, 1, 1, 1_198_698_720, true),
+        (Kind::PgSilent, 837_751_506, 3_378, 0, 1, 3_030_503_665, true),
+    ]),
     ("a primary that stands back in pause keeps its record, and is stopped when the pause ends", 2_709_740, Shape { strict: false, quorum_failover: false, profile: "fast", failsafe: true, ..TUNED }, &[
         (Kind::OtherSystem, 2_619_842_779, 1_098, 2, 1, 797_078_447, true),
         (Kind::Pause, 2_341_526_211, 4_773, 0, 2, 1_819_051_413, false),
@@ -144,580 +247,3 @@ const LISTED: &[(&str, u64, Shape, &[Listed])] = &[
         (Kind::CutEtcd, 3_171_173_549, 6_496, 0, 2, 1_010_900_431, true),
     ]),
 ];
-
-fn first_plans() -> Vec<(&'static str, Plan)> {
-    vec![
-        (
-            "a claim to bootstrap whose answer was lost is taken up",
-            Plan {
-                birth: true,
-                ..plan(
-                    17_787,
-                    Shape {
-                        native: false,
-                        profile: "fast",
-                        rewind: false,
-                        backoff: 6,
-                        ..TUNED
-                    },
-                    vec![fault(
-                        Kind::EtcdLossy,
-                        45_551_258,
-                        2_356,
-                        (2, 2),
-                        3_506_042_139,
-                    )],
-                )
-            },
-        ),
-        (
-            "/leader that was deleted before the renewal that wrote it was answered comes back",
-            plan(
-                10_911,
-                Shape {
-                    quorum_failover: false,
-                    profile: "safe",
-                    backoff: 6,
-                    ..TUNED
-                },
-                vec![
-                    fault(Kind::Pause, 736_170_893, 8_656, (0, 1), 2_653_356_913),
-                    fault(
-                        Kind::LeaseRevoked,
-                        1_225_715_699,
-                        937,
-                        (0, 1),
-                        3_337_146_606,
-                    ),
-                ],
-            ),
-        ),
-        (
-            "failsafe mode asks before a short lease has run out",
-            plan(
-                10_714,
-                Shape {
-                    quorum_failover: false,
-                    failsafe: true,
-                    ..TUNED
-                },
-                vec![fault(
-                    Kind::EtcdDown,
-                    374_721_708,
-                    3_268,
-                    (1, 2),
-                    2_085_126_986,
-                )],
-            ),
-        ),
-        (
-            "agents restarted under failsafe mode wait as long as a promise may last",
-            plan(
-                13_543,
-                Shape {
-                    nodes: 2,
-                    failsafe: true,
-                    ..TUNED
-                },
-                vec![
-                    fault(Kind::PowerLoss, 427_125_678, 69, (1, 1), 3_732_138_502),
-                    fault(Kind::PowerLoss, 835_838_772, 116, (0, 1), 1_200_553_331),
-                    fault(Kind::PowerLoss, 1_230_120_945, 431, (1, 0), 915_293_513),
-                ],
-            ),
-        ),
-        (
-            "etcd is replaced during a pause",
-            plan(
-                14_072,
-                Shape { count: 2, ..TUNED },
-                vec![
-                    fault(
-                        Kind::SwitchoverTo,
-                        5_169_466_720,
-                        8_274,
-                        (0, 0),
-                        2_497_790_244,
-                    ),
-                    fault(Kind::Pause, 5_032_253_153, 7_279, (2, 0), 1_263_097_257),
-                    fault(Kind::Pause, 5_070_257_687, 9_668, (1, 2), 1_368_231_643),
-                    elsewhere(fault(
-                        Kind::EtcdWiped,
-                        740_640_494,
-                        6_075,
-                        (1, 0),
-                        1_544_004_117,
-                    )),
-                    elsewhere(fault(
-                        Kind::SwitchoverTo,
-                        8_069_003_137,
-                        11_642,
-                        (1, 1),
-                        3_979_382_891,
-                    )),
-                    elsewhere(fault(
-                        Kind::EtcdWiped,
-                        8_765_816_562,
-                        3_885,
-                        (0, 2),
-                        1_183_131_549,
-                    )),
-                ],
-            ),
-        ),
-        (
-            "a primary that was cut off comes up again within its lease",
-            plan(
-                17_722,
-                Shape {
-                    sync: "on",
-                    profile: "safe",
-                    start_timeout: 0,
-                    ..TUNED
-                },
-                vec![
-                    fault(
-                        Kind::GuardianKilled,
-                        10_864_683_771,
-                        8_790,
-                        (2, 2),
-                        1_398_326_702,
-                    ),
-                    fault(Kind::Isolate, 9_632_393_819, 9_952, (2, 0), 453_617_356),
-                    fault(Kind::Isolate, 4_167_897_986, 7_716, (0, 1), 209_032_141),
-                    fault(Kind::Isolate, 4_514_352_579, 10_841, (2, 2), 2_343_415_320),
-                    fault(
-                        Kind::GuardianKilled,
-                        5_899_207_725,
-                        3_631,
-                        (2, 2),
-                        2_907_251_506,
-                    ),
-                    elsewhere(fault(
-                        Kind::GuardianKilled,
-                        6_318_141_259,
-                        3_403,
-                        (0, 1),
-                        95_431_231,
-                    )),
-                ],
-            ),
-        ),
-        (
-            "positions from before the lock was free do not count in a race",
-            plan(
-                6_498,
-                Shape {
-                    native: false,
-                    quorum_failover: false,
-                    profile: "fast",
-                    ..TUNED
-                },
-                vec![
-                    fault(Kind::DataHidden, 277_966_358, 5_964, (2, 1), 3_800_981_641),
-                    fault(Kind::CutPg, 167_543_846, 9_592, (0, 0), 3_861_154_852),
-                ],
-            ),
-        ),
-        (
-            "clients read what crash recovery made visible before the start was over",
-            plan(
-                18_246,
-                Shape {
-                    strict: false,
-                    count: 2,
-                    rewind: false,
-                    ..TUNED
-                },
-                vec![
-                    fault(
-                        Kind::GuardianKilled,
-                        4_521_512_054,
-                        2_744,
-                        (0, 1),
-                        3_567_591_820,
-                    ),
-                    fault(Kind::Isolate, 3_517_502_357, 3_068, (0, 0), 473_112_815),
-                ],
-            ),
-        ),
-        (
-            "a new cluster was claimed, and its member never heard of it",
-            Plan {
-                birth: true,
-                ..plan(
-                    45_600,
-                    Shape {
-                        nodes: 2,
-                        sync: "on",
-                        strict: false,
-                        native: false,
-                        quorum_failover: false,
-                        rewind: false,
-                        ..TUNED
-                    },
-                    vec![elsewhere(fault(
-                        Kind::CutEtcd,
-                        83_413_622,
-                        4_709,
-                        (1, 1),
-                        1_130_445_258,
-                    ))],
-                )
-            },
-        ),
-        (
-            "a new cluster was claimed, and its member hangs",
-            Plan {
-                birth: true,
-                ..plan(
-                    56_697,
-                    Shape {
-                        sync: "on",
-                        strict: false,
-                        native: false,
-                        ..TUNED
-                    },
-                    vec![
-                        fault(Kind::EtcdSlow, 793_224_560, 638, (1, 2), 4_162_384_442),
-                        fault(Kind::LoopStall, 1_432_736_699, 7_140, (2, 2), 312_118_908),
-                    ],
-                )
-            },
-        ),
-        (
-            "a member lost its claim, and hears of the other cluster late",
-            Plan {
-                birth: true,
-                ..plan(
-                    58_982,
-                    Shape {
-                        nodes: 2,
-                        sync: "on",
-                        strict: false,
-                        profile: "safe",
-                        start_timeout: 0,
-                        ..TUNED
-                    },
-                    vec![
-                        fault(
-                            Kind::LeaseRevoked,
-                            1_263_353_938,
-                            1_068,
-                            (0, 0),
-                            1_608_114_123,
-                        ),
-                        fault(Kind::CutEtcd, 987_501_373, 1_172, (0, 0), 1_447_436_581),
-                    ],
-                )
-            },
-        ),
-        (
-            "a member that was promoted by hand does not say that it follows when it cannot",
-            plan(
-                36_446,
-                Shape {
-                    nodes: 2,
-                    rewind: false,
-                    wipe: false,
-                    ..TUNED
-                },
-                vec![elsewhere(fault(
-                    Kind::PromotedByHand,
-                    4_116_050_776,
-                    9_932,
-                    (1, 0),
-                    2_282_301_395,
-                ))],
-            ),
-        ),
-        (
-            "a candidate that answers at once is not asked again at once",
-            plan(
-                27_504,
-                Shape {
-                    strict: false,
-                    profile: "safe",
-                    start_timeout: 0,
-                    ..TUNED
-                },
-                vec![
-                    fault(
-                        Kind::SwitchoverTo,
-                        1_615_951_223,
-                        5_232,
-                        (1, 2),
-                        3_308_904_516,
-                    ),
-                    fault(Kind::EtcdSlow, 493_419_412, 8_173, (2, 2), 1_369_064_547),
-                    fault(Kind::CutPg, 3_014_413_649, 10_670, (1, 0), 3_774_509_179),
-                ],
-            ),
-        ),
-        (
-            "a stopped leader does not hurry at the end of its lease",
-            plan(
-                64_841,
-                Shape {
-                    sync: "off",
-                    strict: false,
-                    profile: "safe",
-                    start_timeout: 0,
-                    ..TUNED
-                },
-                vec![
-                    fault(Kind::Isolate, 1_672_761_855, 6_412, (2, 1), 3_834_067_464),
-                    fault(Kind::SwitchoverTo, 379_054_600, 4_627, (1, 1), 141_802_951),
-                    fault(Kind::Isolate, 319_904_825, 1_296, (1, 2), 268_412_796),
-                ],
-            ),
-        ),
-        (
-            "an agent is killed while it makes the cluster, whose server runs on",
-            Plan {
-                birth: true,
-                ..plan(
-                    323_607,
-                    Shape {
-                        sync: "off",
-                        strict: false,
-                        native: false,
-                        quorum_failover: false,
-                        profile: "safe",
-                        failsafe: true,
-                        rewind: false,
-                        ..TUNED
-                    },
-                    vec![fault(
-                        Kind::AgentCrash,
-                        1_157_558_759,
-                        9_667,
-                        (2, 1),
-                        1_279_634_903,
-                    )],
-                )
-            },
-        ),
-        (
-            "a machine loses power when it has made the cluster and not yet presented it",
-            Plan {
-                birth: true,
-                ..plan(
-                    223_811,
-                    Shape {
-                        strict: false,
-                        count: 2,
-                        native: false,
-                        ..TUNED
-                    },
-                    vec![
-                        fault(Kind::PowerLoss, 821_690_926, 350, (2, 1), 3_162_274_891),
-                        fault(Kind::PowerLoss, 2_425_988_521, 8_787, (2, 1), 1_644_767_412),
-                    ],
-                )
-            },
-        ),
-        (
-            "a member loses power between its cluster and its keys, and another is presented",
-            Plan {
-                birth: true,
-                ..plan(
-                    211_224,
-                    Shape {
-                        nodes: 2,
-                        strict: false,
-                        ..TUNED
-                    },
-                    vec![
-                        elsewhere(fault(
-                            Kind::LeaseRevoked,
-                            951_175_627,
-                            2_574,
-                            (0, 1),
-                            385_495_303,
-                        )),
-                        elsewhere(fault(
-                            Kind::PowerLoss,
-                            1_946_714_510,
-                            4_925,
-                            (1, 1),
-                            3_346_029_301,
-                        )),
-                    ],
-                )
-            },
-        ),
-        (
-            "etcd is emptied while the old primary stands still and another has taken over: it asks before it leads on",
-            plan(
-                707_633,
-                Shape {
-                    count: 2,
-                    profile: "safe",
-                    rewind: false,
-                    ..TUNED
-                },
-                vec![
-                    fault(
-                        Kind::NodeFreeze,
-                        4_038_034_355,
-                        3_092,
-                        (0, 2),
-                        2_927_198_930,
-                    ),
-                    elsewhere(fault(
-                        Kind::EtcdWiped,
-                        6_891_767_930,
-                        7_779,
-                        (2, 0),
-                        3_181_644_778,
-                    )),
-                ],
-            ),
-        ),
-        (
-            "the pause ends while the primary does not hear of it: the others wait as long as its lease again",
-            plan(
-                1_942_970,
-                Shape {
-                    strict: false,
-                    ..TUNED
-                },
-                vec![
-                    fault(Kind::Pause, 2_095_303_671, 4_889, (2, 0), 1_408_705_913),
-                    fault(Kind::EtcdLossy, 2_836_683_696, 4_135, (0, 0), 129_966_766),
-                    elsewhere(fault(
-                        Kind::EtcdLossy,
-                        334_563_012,
-                        7_553,
-                        (2, 0),
-                        3_084_158_912,
-                    )),
-                    fault(
-                        Kind::LeaderDeleted,
-                        4_406_630_174,
-                        4_828,
-                        (1, 0),
-                        276_083_617,
-                    ),
-                    fault(Kind::PgSilent, 6_515_147_370, 1_121, (2, 2), 2_119_460_641),
-                ],
-            ),
-        ),
-        (
-            "an unreadable record was deleted, and the next leader goes on above the epochs that others know of",
-            plan(
-                558_014,
-                Shape {
-                    start_timeout: 0,
-                    rewind: false,
-                    ..TUNED
-                },
-                vec![
-                    fault(Kind::Shutdown, 5_354_553_099, 10_247, (0, 2), 2_723_417_109),
-                    elsewhere(fault(
-                        Kind::RecordGarbled,
-                        5_977_910_342,
-                        3_706,
-                        (0, 1),
-                        3_259_685_239,
-                    )),
-                    fault(Kind::RecordGarbled, 4_159_145_995, 664, (1, 0), 294_985_108),
-                    elsewhere(fault(
-                        Kind::Shutdown,
-                        3_195_011_929,
-                        4_826,
-                        (0, 2),
-                        795_347_382,
-                    )),
-                    fault(Kind::Shutdown, 2_758_582_156, 309, (1, 0), 2_364_034_889),
-                ],
-            ),
-        ),
-        (
-            "the end of a pause is lost with etcd",
-            plan(
-                675_636,
-                Shape {
-                    nodes: 1,
-                    sync: "off",
-                    strict: false,
-                    profile: "fast",
-                    ..TUNED
-                },
-                vec![
-                    fault(Kind::Pause, 1_217_028_401, 1_132, (0, 0), 1_991_942_329),
-                    fault(Kind::EtcdWiped, 3_018_174_667, 84, (0, 0), 2_927_911_628),
-                    fault(Kind::LoopStall, 1_333_503_214, 7_385, (0, 0), 1_133_992_851),
-                ],
-            ),
-        ),
-        (
-            "a restart goes on after the deadline while the loop hangs",
-            plan(
-                1_883_954,
-                Shape {
-                    strict: false,
-                    ..TUNED
-                },
-                vec![
-                    fault(Kind::LoopStall, 862_980_674, 11_040, (2, 1), 3_275_597_784),
-                    fault(Kind::SlowPostgres, 612_021_620, 513, (2, 1), 2_943_236_412),
-                    fault(Kind::Restart, 713_830_007, 4_657, (1, 0), 1_365_585_285),
-                ],
-            ),
-        ),
-        (
-            "a guardian is killed just before its machine stands still",
-            plan(
-                1_358_038,
-                Shape {
-                    sync: "off",
-                    strict: false,
-                    ..TUNED
-                },
-                vec![
-                    elsewhere(fault(
-                        Kind::GuardianKilled,
-                        759_461_751,
-                        3_249,
-                        (2, 0),
-                        1_524_691_049,
-                    )),
-                    fault(Kind::NodeFreeze, 762_695_936, 978, (1, 2), 337_665_491),
-                    fault(
-                        Kind::NodeFreeze,
-                        1_140_999_605,
-                        7_972,
-                        (1, 2),
-                        2_147_882_285,
-                    ),
-                ],
-            ),
-        ),
-        (
-            "a leader whose own key went with its lease leads by the record as before",
-            plan(
-                2_851_359,
-                Shape {
-                    nodes: 2,
-                    start_timeout: 0,
-                    ..TUNED
-                },
-                vec![
-                    fault(Kind::LeaseRevoked, 80_435_998, 4_222, (0, 1), 1_955_817_284),
-                    fault(Kind::PgSilent, 592_939_600, 231, (1, 1), 2_607_002_308),
-                    fault(Kind::CutEtcd, 230_739_010, 830, (0, 0), 2_924_053_918),
-                    fault(
-                        Kind::LeaseRevoked,
-                        978_269_598,
-                        1_475,
-                        (1, 1),
-                        1_198_698_720,
-                    ),
-                    fault(Kind::PgSilent, 837_751_506, 3_378, (0, 1), 3_030_503_665),
-                ],
-            ),
-        ),
-    ]
-}
