@@ -31,10 +31,10 @@ pub const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 const STATEMENT_TIMEOUT_MS: u32 = 2000;
 
 /// Dead peers are noticed after `idle + interval * count` seconds (`safety.md` 4.5).
-const KEEPALIVE: (u32, u32, u32) = (2, 2, 3);
+pub(super) const KEEPALIVE: (u32, u32, u32) = (2, 2, 3);
 
 /// The same for data that is not acknowledged, in milliseconds.
-const TCP_USER_TIMEOUT_MS: u32 = 8000;
+pub(super) const TCP_USER_TIMEOUT_MS: u32 = 8000;
 
 /// Which of the configured users connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! Whom to connect to, and as whom: addresses, users and the libpq text of them. No connection is made
 //! here.
 
-use super::connect::{ConnectError, ConninfoKind, Role};
+use super::connect::{ConnectError, ConninfoKind, KEEPALIVE, Role, TCP_USER_TIMEOUT_MS};
 use super::context::PgContext;
 use super::pgdata;
 use crate::config::{AgentConfig, Credentials, PostgresConfig};
@@ -234,12 +234,26 @@ pub(crate) fn conninfo(
     if slot_at_several {
         options.push(("target_session_attrs", String::from("read-write")));
     }
+    options.extend(impatience());
     pairs.extend(options);
     let texts: Vec<String> = pairs
         .iter()
         .map(|(key, value)| format!("{key}={}", quote(value)))
         .collect();
     Ok(texts.join(" "))
+}
+
+/// A peer that is gone without a word is noticed within seconds, as it is by our own sessions. Without this a WAL
+/// receiver whose first packet was never answered waits for the system's two hours: `wal_receiver_timeout` counts
+/// only once it streams (PostgreSQL documentation, "Parameter Key Words"; the server ignores them on a socket).
+fn impatience() -> [(&'static str, String); 4] {
+    let (idle, interval, count) = KEEPALIVE;
+    [
+        ("keepalives_idle", idle.to_string()),
+        ("keepalives_interval", interval.to_string()),
+        ("keepalives_count", count.to_string()),
+        ("tcp_user_timeout", TCP_USER_TIMEOUT_MS.to_string()),
+    ]
 }
 
 /// The user behind a connection string.
