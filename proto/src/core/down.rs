@@ -84,7 +84,8 @@ fn paused(cx: &mut Cx) -> Reason {
 }
 
 /// A PostgreSQL that is down in pause is started when an operator says so, in the role that it had. Not
-/// as a primary beside another leader: nobody would stop either of them before the pause ends.
+/// as a primary beside another leader, or beside who may take the free lock at any moment because a request
+/// names it: nobody would stop either of them before the pause ends (S2, S3).
 fn restart_wish(cx: &mut Cx) -> Option<Reason> {
     let wish = cx.o.wishes.restart.as_ref()?;
     if cx.m.restart_wish_done == Some(wish.id) {
@@ -92,7 +93,9 @@ fn restart_wish(cx: &mut Cx) -> Option<Reason> {
     }
     // Another source than before is told to it when it runs and was compared (S3).
     let follow = cx.o.postgres.conf.upstream.clone();
-    if cx.o.postgres.signal_file || cx.lock == Lock::Free {
+    let request = cx.view().and_then(|view| view.failover.as_ref());
+    let promised = request.is_some_and(|request| request.scheduled_at.is_none());
+    if cx.o.postgres.signal_file || (cx.lock == Lock::Free && !promised) {
         return lead::restart_now(cx, follow);
     }
     let id = wish.id;

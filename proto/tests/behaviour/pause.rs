@@ -51,6 +51,13 @@ fn a_former_primary_is_not_started_as_a_second_one_in_pause() {
     };
     assert!(decision.actions.iter().any(refused), "{decision:?}");
     assert_eq!(memory.restart_wish_done, Some(9));
+    // It has handed over, and the candidate has not taken the lock yet.
+    let handed_over = former
+        .clone()
+        .key("leader", None)
+        .key("failover", Some(r#"{"leader":"node2","member":"node1"}"#));
+    let (decision, _) = handed_over.decide();
+    assert!(decision.actions.iter().any(refused), "{decision:?}");
     // Nobody leads: it comes back as what it was, and takes the lock then.
     let (rule, job) = former.key("leader", None).job();
     assert_eq!(rule, "restart");

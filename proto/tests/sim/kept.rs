@@ -246,4 +246,9 @@ const CLUSTERS: &[Row] = &[
         (Kind::CutEtcd, 157_012_743, 11_976, 1, 0, 2_972_382_765, true),
         (Kind::CutEtcd, 3_171_173_549, 6_496, 0, 2, 1_010_900_431, true),
     ]),
+    ("who has handed over in pause is not restarted as a primary before the candidate leads", 3_626_996, Shape { nodes: 5, count: 2, native: false, profile: "safe", ..TUNED }, &[
+        (Kind::Restart, 4_856_717_331, 9_796, 0, 3, 4_043_070_876, true),
+        (Kind::SwitchoverTo, 4_686_216_592, 11_537, 0, 3, 320_208_893, true),
+        (Kind::Pause, 4_312_752_593, 6_726, 0, 1, 1_861_221_578, false),
+    ]),
 ];
