@@ -89,8 +89,10 @@ fn note_own_epoch(cx: &mut Cx) {
     let (Some(tenure), Some(view)) = (cx.tenure(), cx.view()) else {
         return;
     };
+    // By `/leader` there is no epoch. Who led in one before, and leads, has still led in it last.
+    let before = cx.m.led.or(cx.o.postgres.led).map(|led| led.epoch);
     let led = Led {
-        epoch: tenure.epoch,
+        epoch: tenure.epoch.max(before.unwrap_or_default()),
         native: tenure::is_native(view) && wants_native(cx, view),
     };
     cx.m.led = Some(led);

@@ -263,3 +263,23 @@ fn a_standby_that_was_promoted_by_hand_takes_no_free_lock() {
     assert!(!claims(&running(None)));
     assert!(matches!(running(None).job().1, Some(Job::Stop { .. })));
 }
+
+/// A leader by `/leader` has no epoch. It noted that it had led in none, and when etcd was emptied again before the
+/// next record was there, it took itself for promoted by hand and stopped (seeds 4298997, 4474407, 5034759).
+#[test]
+fn who_leads_without_a_record_has_still_led_in_the_last_epoch() {
+    let before = Led {
+        epoch: Epoch(3),
+        native: true,
+    };
+    let leads = scene("node1", json!({}), json!({})).with(|scene| {
+        scene.m.led = Some(before);
+        scene.o.postgres.led = Some(before);
+        scene.o.postgres.wal_epoch = Epoch(3);
+    });
+    let (decision, memory) = leads.decide();
+    assert_eq!(decision.reason.rule(), "leading");
+    assert_eq!(memory.led.map(|led| led.epoch), Some(Epoch(3)));
+    let forgets = |action: &Action| matches!(action, Action::NoteLed(led) if led.epoch < Epoch(3));
+    assert!(!decision.actions.iter().any(forgets), "{decision:?}");
+}

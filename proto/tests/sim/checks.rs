@@ -27,6 +27,8 @@ pub struct Checks {
     pub paused_until: T,
     /// A promotion by hand took the number of another: nothing can tell the two timelines apart.
     pub twins: bool,
+    /// Branches of WAL that a promotion by hand began, and in which nobody has led since.
+    pub hand_made: BTreeSet<usize>,
     /// Servers that somebody promoted by hand.
     pub by_hand: BTreeMap<usize, T>,
     /// Primaries whose agents were ended in pause: what they do once the pause is over, nobody prevents.
@@ -253,6 +255,9 @@ impl World {
         self.commits[commit].strict = true;
         self.checks.strict_acks += 1;
         let place = (self.commits[commit].branch, self.commits[commit].lsn);
+        if self.checks.hand_made.contains(&place.0) && self.announced(n) {
+            self.checks.hand_made.remove(&place.0);
+        }
         let others = |l: &usize| *l != n && !self.is_stranger(*l);
         let Some(latest) = self.checks.latest.filter(others) else {
             return;

@@ -303,6 +303,7 @@ impl World {
                 let standby = self.nodes[n].pg.in_recovery;
                 if standby && self.nodes[n].pg.run == super::postgres::Run::Running {
                     self.checks.by_hand.insert(n, self.now);
+                    self.nodes[n].pg.by_hand = true;
                     self.promote_postgres(n, 0);
                 }
             }

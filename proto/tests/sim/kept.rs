@@ -251,4 +251,19 @@ const CLUSTERS: &[Row] = &[
         (Kind::SwitchoverTo, 4_686_216_592, 11_537, 0, 3, 320_208_893, true),
         (Kind::Pause, 4_312_752_593, 6_726, 0, 1, 1_861_221_578, false),
     ]),
+    ("etcd is emptied twice, and nobody is named for a timeline that was made by hand", 4_298_997, Shape { strict: false, count: 2, profile: "fast", failsafe: true, start_timeout: 0, ..TUNED }, &[
+        (Kind::EtcdWiped, 1_214_112_033, 311, 0, 0, 2_029_924_380, false),
+        (Kind::PromotedByHand, 1_520_676_111, 1_211, 0, 1, 366_020_268, false),
+        (Kind::EtcdWiped, 1_687_273_444, 2_118, 1, 0, 1_359_737_779, true),
+    ]),
+    ("who led in an epoch leads on without a record, and etcd is emptied once more", 4_474_407, Shape { strict: false, rewind: false, ..TUNED }, &[
+        (Kind::EtcdWiped, 354_951_876, 4_466, 2, 0, 3_858_587_692, false),
+        (Kind::PromotedByHand, 640_665_234, 11_503, 1, 0, 667_933_527, false),
+        (Kind::EtcdWiped, 1_297_733_143, 8_987, 1, 2, 1_955_221_763, true),
+    ]),
+    ("a member without data is not named", 5_034_759, Shape { strict: false, ..TUNED }, &[
+        (Kind::PromotedByHand, 436_874_580, 821, 1, 0, 1_120_970_134, false),
+        (Kind::EtcdWiped, 662_525_654, 5_349, 2, 1, 4_086_962_767, true),
+        (Kind::EtcdWiped, 53_840_724, 6_896, 0, 2, 1_933_749_265, true),
+    ]),
 ];

@@ -166,16 +166,20 @@ impl World {
         }
     }
 
-    /// S23: after etcd was lost a person looks who has most, and says so.
+    /// S23: after etcd was lost a person looks who has most, and says so. A timeline that was made by hand does not
+    /// count, if there is another.
     pub fn operator_names_the_best(&mut self) {
         if self.store.get("leader").is_some() {
             return;
         }
         let place = |n: &usize| {
             let disk = &self.nodes[*n].disk;
-            (self.branches.get(disk.branch).map(|b| b.tli), disk.flush)
+            let led = !self.checks.hand_made.contains(&disk.branch);
+            (led, self.branches[disk.branch].tli, disk.flush)
         };
-        let Some(best) = (0..self.nodes.len()).max_by_key(place) else {
+        let has_data = |n: &usize| self.nodes[*n].disk.dir == DataDir::Initialised;
+        let whole = (0..self.nodes.len()).filter(has_data);
+        let Some(best) = whole.max_by_key(place) else {
             return;
         };
         self.story.reach("operator-names-candidate");

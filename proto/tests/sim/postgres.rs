@@ -62,6 +62,8 @@ pub struct Pg {
     /// End of WAL after a crash recovery: visible to readers, acknowledged or not.
     pub recovered: Option<u64>,
     pub promoting: bool,
+    /// It is somebody who promotes it, and not its agent.
+    pub by_hand: bool,
     /// Since when it has been able to write.
     pub writable_since: Option<T>,
 }
@@ -82,6 +84,7 @@ impl Pg {
             silent_until: 0,
             recovered: None,
             promoting: false,
+            by_hand: false,
             writable_since: None,
         }
     }
@@ -342,6 +345,9 @@ impl World {
         disk.replay = disk.flush;
         self.nodes[n].pg.in_recovery = false;
         self.nodes[n].pg.promoting = false;
+        if std::mem::take(&mut self.nodes[n].pg.by_hand) {
+            self.checks.hand_made.insert(self.branches.len() - 1);
+        }
         self.append(n, RECORD);
         self.number_is_new(n);
         self.promotions += 1;
