@@ -266,4 +266,9 @@ const CLUSTERS: &[Row] = &[
         (Kind::EtcdWiped, 662_525_654, 5_349, 2, 1, 4_086_962_767, true),
         (Kind::EtcdWiped, 53_840_724, 6_896, 0, 2, 1_933_749_265, true),
     ]),
+    ("nobody is named for a timeline that was made by hand beside a compatible lock", 5_720_575, Shape { strict: false, native: false, profile: "safe", start_timeout: 0, rewind: false, wipe: false, ..TUNED }, &[
+        (Kind::PowerLoss, 4_688_924_352, 4_928, 1, 1, 758_253_134, true),
+        (Kind::EtcdWiped, 6_936_008_192, 11_429, 2, 1, 12_471_344, true),
+        (Kind::PromotedByHand, 4_484_944_096, 445, 0, 1, 1_499_132_582, false),
+    ]),
 ];
