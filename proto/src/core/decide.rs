@@ -420,8 +420,17 @@ fn not_answering(cx: &mut Cx) -> Option<Reason> {
 
 /// etcd is out of reach and we hold no lease that counts.
 fn blind(cx: &mut Cx) -> Reason {
-    if cx.is_primary() && !cx.paused() {
+    if cx.paused() {
+        return Reason::FollowingBlind;
+    }
+    if cx.is_primary() {
         return stop_for(cx, StopReason::Offline, StopMode::Fast, Reason::LeaseSpent);
+    }
+    // A primary that is silent may write all the same, and one that has come through a pause has no deadline: others
+    // wait for W from the end of the pause, and not longer (S2, S3).
+    if cx.sample().is_none() && cx.m.role == Some(PgRole::Primary) {
+        let reason = Reason::LeaseSpent;
+        return stop_for(cx, StopReason::Offline, StopMode::Immediate, reason);
     }
     Reason::FollowingBlind
 }

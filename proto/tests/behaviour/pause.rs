@@ -385,3 +385,29 @@ fn the_candidate_of_a_switchover_in_pause_is_compared_too() {
     // Who names no leader takes that upon himself.
     assert_eq!(named(r#"{"member":"node2"}"#, 200), "race-candidate");
 }
+
+/// It had heard of the end of the pause, could not renew, and did not answer: it was taken for a standby, and wrote on
+/// without a deadline while another led (seed 9067075).
+#[test]
+fn a_silent_primary_that_cannot_see_etcd_after_a_pause_is_stopped() {
+    let silent = |dynamic: Value, role: PgRole| {
+        scene("node1", dynamic, json!({})).with(|scene| {
+            scene.o.dcs.confirmed = false;
+            if let Some(session) = &mut scene.o.dcs.session {
+                session.sent_at = NOW - Duration::from_secs(60);
+            }
+            scene.o.guardian.armed = None;
+            scene.o.postgres.sql = Sql::Silent;
+            scene.m.role = Some(role);
+        })
+    };
+    let (rule, job) = silent(json!({}), PgRole::Primary).job();
+    assert_eq!(rule, "lease-spent");
+    assert!(
+        matches!(&job, Some(Job::Stop { mode, .. }) if *mode == proto::core::job::StopMode::Immediate),
+        "{job:?}"
+    );
+    let stays = ("following-blind".to_owned(), None);
+    assert_eq!(silent(paused(), PgRole::Primary).job(), stays);
+    assert_eq!(silent(json!({}), PgRole::Replica).job(), stays);
+}

@@ -555,13 +555,18 @@ impl World {
             .is_some_and(|a| matches!(a.o.postgres.sql, Sql::Sample(_)))
     }
 
-    /// How long a failover may take in all: `L1`.
-    pub fn patience(&self) -> T {
-        let wait = if self.config.native.record_lease {
+    /// How long a lock must have stood still before it is taken over.
+    pub fn takeover_wait(&self) -> T {
+        if self.config.native.record_lease {
             self.config.native.wait_ms * MS
         } else {
             nanos(self.config.timing.ttl())
-        };
+        }
+    }
+
+    /// How long a failover may take in all: `L1`.
+    pub fn patience(&self) -> T {
+        let wait = self.takeover_wait();
         // S20: an agent that was restarted may have promised a primary without etcd that much time.
         let promised = if self.config.failsafe_mode {
             nanos(self.config.timing.ttl())

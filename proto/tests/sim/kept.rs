@@ -81,6 +81,11 @@ const BIRTHS: &[Row] = &[
         (Kind::LeaseRevoked, 951_175_627, 2_574, 0, 1, 385_495_303, false),
         (Kind::PowerLoss, 1_946_714_510, 4_925, 1, 1, 3_346_029_301, false),
     ]),
+    ("a server of a cluster that nobody made runs on when its agent has ended", 8_589_042, Shape { nodes: 2, strict: false, rewind: false, ..TUNED }, &[
+        (Kind::LeaseRevoked, 282_712_278, 1_437, 1, 1, 1_054_516_376, true),
+        (Kind::Shutdown, 3_088_350_991, 4_937, 1, 0, 3_775_628_024, true),
+        (Kind::CutEtcd, 629_110_689, 3_053, 0, 0, 1_578_076_587, false),
+    ]),
 ];
 
 /// While it stood.
@@ -270,5 +275,12 @@ const CLUSTERS: &[Row] = &[
         (Kind::PowerLoss, 4_688_924_352, 4_928, 1, 1, 758_253_134, true),
         (Kind::EtcdWiped, 6_936_008_192, 11_429, 2, 1, 12_471_344, true),
         (Kind::PromotedByHand, 4_484_944_096, 445, 0, 1, 1_499_132_582, false),
+    ]),
+    ("a silent primary that came through a pause without a deadline is stopped when it is blind", 9_067_075, Shape { strict: false, backoff: 6, ..TUNED }, &[
+        (Kind::PgSilent, 1_676_121_054, 7_267, 2, 0, 2_062_901_377, true),
+        (Kind::EtcdSlow, 5_520_192_845, 9_066, 0, 1, 3_020_677_440, false),
+        (Kind::PgSilent, 6_346_932_674, 8_441, 1, 1, 3_766_452_586, true),
+        (Kind::Pause, 6_218_730_087, 1_874, 2, 1, 1_483_147_696, false),
+        (Kind::Pause, 5_175_341_642, 1_075, 1, 1, 408_061_147, true),
     ]),
 ];

@@ -99,9 +99,11 @@ impl World {
     fn empty_a_stranger(&mut self, n: usize) {
         let node = &self.nodes[n];
         let ours = self.checks.system() == Some(node.disk.system.to_string());
-        let never_ours = !self.commits.iter().any(|c| c.acked && c.node == n);
-        if node.disk.dir == DataDir::Initialised && !ours && never_ours && !node.pg.lives() {
+        let never_ours = !self.commits.iter().any(|c| c.strict && c.node == n);
+        if node.disk.dir == DataDir::Initialised && !ours && never_ours && !node.pg.writable() {
             self.story.reach("operator-empties-directory");
+            // Its agent has ended, and touches nothing.
+            self.kill_postgres(n, 0);
             self.nodes[n].disk = Disk::empty();
         }
     }

@@ -1,7 +1,7 @@
 //! One seed, one run: a cluster that is already healthy, faults, then peace, in which it must become
 //! healthy again.
 
-use super::clock::{MS, SEC, T, nanos};
+use super::clock::{SEC, T, nanos};
 use super::faults::{Fault, Kind};
 use super::mutation::Mutation;
 use super::story::Story;
@@ -397,11 +397,7 @@ fn count_failovers(world: &mut World, plan: &Plan) {
         world.fail("L7: a failover without a fault");
     }
     // A fault that lasts may cost one failover for each W (`safety.md` 6, flapping links).
-    let wait = if world.config.native.record_lease {
-        world.config.native.wait_ms * MS
-    } else {
-        nanos(world.config.timing.ttl())
-    };
+    let wait = world.takeover_wait();
     let most: u64 = plan.faults.iter().map(|f| 2 + f.lasts / wait).sum();
     if u64::from(world.promotions) > most {
         let faults = plan.faults.len();
