@@ -66,11 +66,20 @@ impl World {
     fn excused(&self, n: usize) -> bool {
         let left_alone = self.checks.left_alone.contains(&n) || self.checks.lease_gone.contains(&n);
         left_alone
+            || self.missed_the_end_of_a_pause(n)
             || self
                 .checks
                 .by_hand
                 .get(&n)
                 .is_some_and(|at| self.now < at + GRACE)
+    }
+
+    /// In pause a primary has no deadline, and the others wait for W from the end of the pause. Whose agent has not heard
+    /// of it by then goes on (`docs/explanation/guarantees.md`).
+    fn missed_the_end_of_a_pause(&self, n: usize) -> bool {
+        let agent = self.nodes[n].agent.as_ref();
+        let unaware = !self.config.pause && agent.is_some_and(|a| a.s.cluster.pause);
+        unaware && self.now + GRACE >= self.checks.paused_until + self.takeover_wait()
     }
 
     /// An agent begins. Epochs are remembered by agents when the record cannot be read.

@@ -249,12 +249,7 @@ impl World {
             Kind::Switchover | Kind::SwitchoverTo | Kind::Failover if begins => {
                 self.ask_switchover(fault.kind, other);
             }
-            Kind::Pause => {
-                self.set_config("pause", json!(begins));
-                if !begins {
-                    self.pause_ended();
-                }
-            }
+            Kind::Pause => self.set_config("pause", json!(begins)),
             Kind::NodeCount if begins => {
                 self.set_config("synchronous_node_count", json!(1 + fault.dice % 2));
             }

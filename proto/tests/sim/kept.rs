@@ -283,4 +283,10 @@ const CLUSTERS: &[Row] = &[
         (Kind::Pause, 6_218_730_087, 1_874, 2, 1, 1_483_147_696, false),
         (Kind::Pause, 5_175_341_642, 1_075, 1, 1, 408_061_147, true),
     ]),
+    ("an agent stands still while the pause of its primary ends, which is not promised", 8_152_962, Shape { ..TUNED }, &[
+        (Kind::AgentFreeze, 962_943_142, 11_267, 2, 0, 668_646_168, true),
+        (Kind::Pause, 7_010_247, 2_879, 1, 1, 3_953_767_823, true),
+        (Kind::AgentFreeze, 48_138_520, 3_008, 1, 1, 3_200_296_243, true),
+        (Kind::Pause, 829_562_398, 3_747, 1, 2, 525_397_696, true),
+    ]),
 ];
