@@ -86,6 +86,16 @@ const BIRTHS: &[Row] = &[
         (Kind::Shutdown, 3_088_350_991, 4_937, 1, 0, 3_775_628_024, true),
         (Kind::CutEtcd, 629_110_689, 3_053, 0, 0, 1_578_076_587, false),
     ]),
+    ("a cluster whose keys were never there needs a name", 10_057_551, Shape { nodes: 2, strict: false, profile: "fast", ..TUNED }, &[
+        (Kind::Isolate, 403_432_478, 603, 1, 1, 4_003_764_414, true),
+        (Kind::Shutdown, 2_626_458_528, 10_091, 1, 0, 463_478_889, false),
+        (Kind::Shutdown, 1_706_992_787, 533, 1, 0, 3_549_257_953, false),
+    ]),
+    ("a machine loses power before the keys of its cluster are known to be there, and is named", 10_083_162, Shape { nodes: 1, sync: "off", strict: false, native: false, quorum_failover: false, ..TUNED }, &[
+        (Kind::PowerLoss, 2_009_889_693, 581, 0, 0, 2_229_953_333, true),
+        (Kind::PowerLoss, 3_701_098_960, 9_060, 0, 0, 652_048_446, true),
+        (Kind::EtcdLeaderChange, 397_928_156, 982, 0, 0, 3_969_453_679, false),
+    ]),
 ];
 
 /// While it stood.

@@ -100,9 +100,11 @@ impl World {
         let node = &self.nodes[n];
         let ours = self.checks.system() == Some(node.disk.system.to_string());
         let never_ours = !self.commits.iter().any(|c| c.strict && c.node == n);
-        if node.disk.dir == DataDir::Initialised && !ours && never_ours && !node.pg.writable() {
+        // Its agent has ended beside a cluster that others have made, and touches nothing.
+        let left = self.primary().is_some() && !node.pg.writable();
+        let idle = !node.pg.lives() || left;
+        if node.disk.dir == DataDir::Initialised && !ours && never_ours && idle {
             self.story.reach("operator-empties-directory");
-            // Its agent has ended, and touches nothing.
             self.kill_postgres(n, 0);
             self.nodes[n].disk = Disk::empty();
         }
@@ -171,7 +173,8 @@ impl World {
     /// S23: after etcd was lost a person looks who has most, and says so. A timeline that was made by hand does not
     /// count, if there is another.
     pub fn operator_names_the_best(&mut self) {
-        if self.store.get("leader").is_some() {
+        let initialize = self.store.get("initialize");
+        if self.store.get("leader").is_some() || initialize.is_some_and(|e| e.value.is_empty()) {
             return;
         }
         let place = |n: &usize| {

@@ -348,6 +348,13 @@ fn settle(world: &mut World, plan: &Plan) {
     } else {
         0
     };
+    // Nor does anybody lead by himself in a cluster whose keys were lost before they were there.
+    let looks = if plan.birth {
+        nanos(world.config.timing.ttl()) + 5 * SEC
+    } else {
+        quarantine
+    };
+    let nameless = wiped || plan.birth;
     let first = world.patience() + more_patience(world, plan) + 2 * quarantine;
     let all = first + 45 * SEC;
     let mut leader_since = None;
@@ -358,7 +365,7 @@ fn settle(world: &mut World, plan: &Plan) {
         if leader.is_ok() {
             leader_since.get_or_insert(took);
         }
-        if wiped && leader_since.is_none() && took > quarantine && took < quarantine + 2 * SEC {
+        if nameless && leader_since.is_none() && took > looks && took < looks + 2 * SEC {
             world.operator_names_the_best();
         }
         if wiped && took > 5 * SEC {
