@@ -234,7 +234,9 @@ pub(crate) fn conninfo(
     if slot_at_several {
         options.push(("target_session_attrs", String::from("read-write")));
     }
-    options.extend(impatience());
+    if kind != ConninfoKind::PrimaryConninfo {
+        options.extend(impatience());
+    }
     pairs.extend(options);
     let texts: Vec<String> = pairs
         .iter()
@@ -243,9 +245,9 @@ pub(crate) fn conninfo(
     Ok(texts.join(" "))
 }
 
-/// A peer that is gone without a word is noticed within seconds, as it is by our own sessions. Without this a WAL
-/// receiver whose first packet was never answered waits for the system's two hours: `wal_receiver_timeout` counts
-/// only once it streams (PostgreSQL documentation, "Parameter Key Words"; the server ignores them on a socket).
+/// A peer that is gone without a word is noticed within seconds, as it is by our own sessions (PostgreSQL
+/// documentation, "Parameter Key Words"). Not in `primary_conninfo`: there it would differ from Patroni's, and each
+/// server that changes hands would have to connect anew.
 fn impatience() -> [(&'static str, String); 4] {
     let (idle, interval, count) = KEEPALIVE;
     [
