@@ -282,6 +282,12 @@ fn start_alone(cx: &mut Cx) -> Reason {
         Some(remote) => follow::remote(remote),
         None => Upstream::None,
     };
+    // What was rewound takes connections only when it has replayed up to where its source was (PostgreSQL
+    // documentation, pg_rewind, "How It Works"): alone it would be starting until the limit of the job.
+    if cx.m.rewind == RewindState::Done && follow == Upstream::None {
+        cx.wake_in(Duration::from_secs(1));
+        return Reason::WaitSource;
+    }
     cx.start(Job::StartStandby {
         follow,
         timeout: start_limit(cx.s.cluster.primary_start_timeout),

@@ -89,6 +89,8 @@ reasons! {
     WaitLeader = "wait-leader", "waiting for leader to bootstrap";
     /// Handed over, the successor has not taken the lock yet.
     WaitSuccessor = "wait-successor", "handed over: waiting for the candidate to take the leader lock";
+    /// Rewound, and nobody to stream the rest from.
+    WaitSource = "wait-source", "rewound: waiting for a leader to stream the rest from";
     /// Race for the initialise key.
     ClaimInitialize = "bootstrap-race", "trying to bootstrap a new cluster";
     /// Bootstrap begins.

@@ -336,3 +336,30 @@ fn a_race_begins_when_the_lock_is_free_this_time() {
     });
     assert_eq!(same.decide().1.free_since, same.m.free_since);
 }
+
+/// etcd was emptied while it was rewound. Without its source it was starting for five minutes, since nothing tells
+/// another one to a server that has not come up.
+#[test]
+fn what_was_rewound_is_not_started_without_a_source() {
+    let rewound = |state: RewindState| {
+        scene("node2", json!({}), json!({}))
+            .down()
+            .key("leader", None)
+            .with(|scene| {
+                scene.m.rewind = state.clone();
+                scene.m.role = Some(PgRole::Replica);
+            })
+    };
+    assert_eq!(
+        rewound(RewindState::Done).job(),
+        ("wait-source".into(), None)
+    );
+    assert_eq!(rewound(RewindState::Check).job().0, "start-alone");
+    let (_, job) = rewound(RewindState::Done)
+        .key("leader", Some("node1"))
+        .job();
+    assert!(
+        matches!(&job, Some(Job::StartStandby { follow, .. }) if *follow == follows("node1")),
+        "{job:?}"
+    );
+}
