@@ -346,7 +346,7 @@ fn what_was_rewound_is_not_started_without_a_source() {
             .down()
             .key("leader", None)
             .with(|scene| {
-                scene.m.rewind = state.clone();
+                scene.m.rewind = state;
                 scene.m.role = Some(PgRole::Replica);
             })
     };
