@@ -337,7 +337,7 @@ fn a_race_begins_when_the_lock_is_free_this_time() {
     assert_eq!(same.decide().1.free_since, same.m.free_since);
 }
 
-/// etcd was emptied while it was rewound. Without its source it was starting for five minutes, since nothing tells
+/// etcd was emptied while it was rewound. Without its source it was starting for minutes, since nothing tells
 /// another one to a server that has not come up.
 #[test]
 fn what_was_rewound_is_not_started_without_a_source() {
