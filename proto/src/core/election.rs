@@ -13,6 +13,7 @@ pub use handover::{Handover, Successors, Unfit, best_candidate, failover_possibl
 pub use verdict::Verdict;
 
 use super::lag;
+use super::memory::LastLocked;
 use super::observation::{PeerAnswer, PeerStatus};
 use crate::config::{ClusterConfig, SyncMode, Tags};
 use crate::dcs::{ClusterView, FailoverRecord};
@@ -34,11 +35,9 @@ pub struct Race<'a> {
     pub timeline: Option<Timeline>,
     /// The cluster now.
     pub view: &'a ClusterView,
-    /// Who held the lock last.
-    pub last_leader: Option<&'a MemberName>,
-    /// Members at the time when the lock was last held, and their REST URLs: they are asked although
-    /// their keys may have expired since.
-    pub last_members: &'a BTreeMap<MemberName, String>,
+    /// Who held the lock last, and members at that time: they are asked although their keys may have
+    /// expired since.
+    pub last: &'a LastLocked,
     /// What the peers said. The caller drops answers that are too old.
     pub answers: &'a BTreeMap<MemberName, PeerAnswer>,
     /// The dynamic configuration.
@@ -80,7 +79,7 @@ impl Race<'_> {
         let mut names: BTreeSet<MemberName> = self.view.members.keys().cloned().collect();
         match ballot {
             Ballot::Automatic => {
-                names.extend(self.last_members.keys().cloned());
+                names.extend(self.last.members.keys().cloned());
                 if self.config.failsafe_mode
                     && let Some(failsafe) = &self.view.failsafe
                 {
@@ -103,7 +102,7 @@ impl Race<'_> {
         let failsafe = || self.view.failsafe.as_ref()?.members.get(name).cloned();
         current
             .or_else(failsafe)
-            .or_else(|| self.last_members.get(name).cloned())
+            .or_else(|| self.last.members.get(name).cloned())
     }
 
     /// Whether the peer announces that it applies the rule on timelines, as we do.
@@ -255,7 +254,7 @@ pub fn compare(race: &Race<'_>, ballot: Ballot) -> Verdict {
     let former = if active {
         view.sync.leader.as_ref()
     } else {
-        race.last_leader
+        race.last.leader.as_ref()
     };
     let is_former = |peer: &MemberName| former.is_some_and(|f| f.same_standby(peer.as_str()));
     let mut votes = initial_votes(view, me);
@@ -298,7 +297,7 @@ pub fn compare(race: &Race<'_>, ballot: Ballot) -> Verdict {
         by_another.unwrap_or(race.timeline.is_none_or(|mine| mine <= line.timeline))
     });
     // Nor does whoever was promoted last need anybody: what the key covers it had then.
-    let promoted_last = claimed_timeline(view, race.last_leader).is_some()
+    let promoted_last = claimed_timeline(view, race.last).is_some()
         && view.history.lines.last().is_some_and(|line| {
             let by_us = |by: &str| me.same_standby(by);
             line.new_leader.as_deref().is_some_and(by_us)
@@ -324,7 +323,7 @@ fn newer_timeline(
     mine: Timeline,
 ) -> Option<Verdict> {
     let peer = peer.clone();
-    let claimed = claimed_timeline(race.view, race.last_leader);
+    let claimed = claimed_timeline(race.view, race.last);
     match claimed.map(|claimed| (its <= claimed, mine <= claimed)) {
         Some((true, false)) => Some(Verdict::PeerOnClaimedTimeline { peer, its, mine }),
         Some((false, true)) => None,
@@ -335,7 +334,7 @@ fn newer_timeline(
 /// Whether its position says what it has, beside ours. One that somebody has promoted went on from anywhere on a
 /// timeline of a leader, and may have got more of that than we (S3).
 fn comparable(race: &Race<'_>, status: &PeerStatus) -> bool {
-    let claimed = claimed_timeline(race.view, race.last_leader);
+    let claimed = claimed_timeline(race.view, race.last);
     let by_hand = |timeline: Option<Timeline>| claimed.is_some() && timeline > claimed;
     !by_hand(status.timeline) || by_hand(race.timeline)
 }
@@ -343,18 +342,22 @@ fn comparable(race: &Race<'_>, status: &PeerStatus) -> bool {
 /// Up to where the numbers of timelines are known to be those of leaders: all that were promoted were
 /// members of ours, and these claim a number before they use it ([`super::history::claim`]). `None`
 /// where Patroni may have led since, which writes `/history` later.
-pub(super) fn claimed_timeline(
-    view: &ClusterView,
-    last_leader: Option<&MemberName>,
-) -> Option<Timeline> {
+///
+/// Before the first promotion `/history` is empty, and the leader's own timeline counts. Its key forgets that when its
+/// server is gone.
+pub(super) fn claimed_timeline(view: &ClusterView, last: &LastLocked) -> Option<Timeline> {
     let record = &view.record.as_ref()?.record;
     let native = super::tenure::is_native(view)
         && view
             .members
             .values()
             .all(|m| m.record.capabilities.is_some())
-        && last_leader.is_none_or(|leader| *leader == record.owner);
+        && last
+            .leader
+            .as_ref()
+            .is_none_or(|leader| *leader == record.owner);
     let published = view.member(&record.owner).and_then(|m| m.timeline);
+    let published = published.max(last.timeline);
     native
         .then(|| view.history.cluster_timeline().max(published))
         .flatten()

@@ -145,6 +145,9 @@ pub struct LastLocked {
     pub since: MonoTime,
     /// Name and REST URL of everybody.
     pub members: BTreeMap<MemberName, String>,
+    /// The timeline that it has published; its key forgets it when its server is gone.
+    #[serde(default)]
+    pub timeline: Option<Timeline>,
 }
 
 /// Giving up leadership.
@@ -185,8 +188,12 @@ impl Memory {
             .members
             .iter()
             .filter_map(|(name, entry)| Some((name, entry.record.api_url.as_ref()?)));
-        if let Some(last) = &self.last_locked
-            && last.leader.as_ref() == Some(leader)
+        let same = self.last_locked.as_ref();
+        let same = same.filter(|last| last.leader.as_ref() == Some(leader));
+        let before = same.and_then(|last| last.timeline);
+        let timeline = view.member(leader).and_then(|m| m.timeline).or(before);
+        if let Some(last) = same
+            && last.timeline == timeline
             && last.members.iter().eq(reachable.clone())
         {
             return;
@@ -204,6 +211,7 @@ impl Memory {
             leader: Some(leader.clone()),
             since,
             members,
+            timeline,
         }));
     }
 }

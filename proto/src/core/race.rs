@@ -199,7 +199,7 @@ fn later_epoch(cx: &Cx, since: MonoTime) -> Option<(MemberName, Epoch)> {
     (epoch > mine).then(|| (name.clone(), epoch))
 }
 
-/// S3, S23: in an etcd that knows nothing, who led in the last epoch has all that was acknowledged. A member on a newer
+/// S3, S23: in an etcd that knows nothing, or whose record somebody has deleted, who led in the last epoch has all that was acknowledged. A member on a newer
 /// timeline that knows of no later epoch was promoted by somebody who asked nobody, and its timeline counts for nothing.
 fn promoted_by_hand(cx: &Cx, sample: &SqlSample, answer: &PeerAnswer) -> bool {
     let led = cx.m.led.or(cx.o.postgres.led).filter(|led| led.native);
@@ -208,7 +208,20 @@ fn promoted_by_hand(cx: &Cx, sample: &SqlSample, answer: &PeerAnswer) -> bool {
     };
     let newer = status.timeline > sample.timeline;
     let ours = status.epoch > Epoch(0) && status.epoch <= led.epoch;
-    newer && ours && cx.view().is_some_and(|view| !knows_cluster(view)) && keep::led_last(cx)
+    let unknown = |view| !knows_cluster(view) || led_in_the_deleted_record(view, sample);
+    newer && ours && cx.view().is_some_and(unknown) && keep::led_last(cx)
+}
+
+/// Nobody has been promoted since we led, as far as `/history` knows, and all are ours, who write it before they are.
+fn led_in_the_deleted_record(view: &ClusterView, sample: &SqlSample) -> bool {
+    let promoted = view.history.cluster_timeline();
+    let all_ours = |view: &ClusterView| {
+        let mut members = view.members.values();
+        members.all(|member| member.record.capabilities.is_some())
+    };
+    view.record.is_none()
+        && promoted.is_none_or(|last| sample.timeline >= Some(last))
+        && all_ours(view)
 }
 
 /// A silent primary whose lock is gone: it may come back to writing at any moment, so it goes.
@@ -385,8 +398,7 @@ fn race<'a>(
         position: lag::position(sample),
         timeline: sample.timeline,
         view: cx.o.dcs.view.as_ref().unwrap_or(&EMPTY),
-        last_leader: last.leader.as_ref(),
-        last_members: &last.members,
+        last,
         answers,
         config: &cx.s.cluster,
     }

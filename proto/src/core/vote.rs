@@ -18,6 +18,7 @@ use super::cx::Cx;
 use super::decision::Action;
 use super::keep;
 use super::lead::ASK_LIMIT;
+use super::memory::LastLocked;
 use super::observation::{SqlSample, Task, TaskResult};
 use super::reason::Reason;
 use super::txns;
@@ -73,7 +74,8 @@ pub fn not_applicable(cx_view: &ClusterView, s: &crate::config::Settings) -> Opt
 
 /// A standby that was promoted by hand, and stopped again, has left the leader's line of WAL (S3, S18).
 fn of_a_leader(view: &ClusterView, timeline: Timeline) -> bool {
-    super::election::claimed_timeline(view, None).is_none_or(|claimed| timeline <= claimed)
+    super::election::claimed_timeline(view, &LastLocked::default())
+        .is_none_or(|claimed| timeline <= claimed)
 }
 
 /// Members of `/sync` whose promise against `epoch` stands, best first.

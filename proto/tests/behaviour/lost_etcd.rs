@@ -239,6 +239,58 @@ fn who_led_last_does_not_yield_to_a_timeline_that_was_made_by_hand() {
     assert!(!claims(&ordered(newer(0, true))), "a Patroni knows of none");
 }
 
+/// An operator deleted the record while nobody led, and promoted a standby that stopped again: it had not enough votes,
+/// and the last primary took its newer timeline for a leader's, so nobody led (seed 11992301).
+#[test]
+fn who_led_last_leads_again_after_its_record_was_deleted() {
+    let deleted = |history: &str, capable: bool, epoch: u64| {
+        let scene = scene("node1", json!({}), json!({}));
+        let scene = scene.key("leader", None).with(|scene| {
+            if let Sql::Sample(sample) = &mut scene.o.postgres.sql {
+                sample.in_recovery = true;
+            }
+            scene.o.postgres.wal_epoch = Epoch(1);
+            scene.o.postgres.led = Some(Led {
+                epoch: Epoch(1),
+                native: true,
+            });
+            scene.m.free_since = Some(NOW - Duration::from_millis(200));
+            scene.m.race_asked = scene.m.free_since;
+            for name in ["node2", "node3"] {
+                let status = PeerStatus {
+                    epoch: Epoch(epoch),
+                    timeline: Some(Timeline(2)),
+                    position: Lsn(500),
+                    ..PeerStatus::default()
+                };
+                let answer = PeerAnswer {
+                    asked_at: NOW - Duration::from_millis(100),
+                    status: Some(status),
+                };
+                scene.o.peers.insert(name.into(), answer);
+            }
+            for name in ["node1", "node2", "node3"] {
+                let (key, value) = member(name, "replica");
+                let mut value = object(serde_json::from_str(&value).expect("a member"));
+                if capable {
+                    let ours =
+                        json!({"protocol": proto::core::PROTOCOL, "record": true, "fence": true});
+                    value.insert("garden".into(), ours);
+                }
+                scene.keys.push((key, Value::Object(value).to_string()));
+            }
+        });
+        claims(&scene.key("history", Some(history).filter(|lines| !lines.is_empty())))
+    };
+    assert!(deleted("", true, 1));
+    assert!(!deleted("", true, 2), "it knows of a later leader");
+    assert!(
+        !deleted(r#"[[1,400,"by node2"]]"#, true, 1),
+        "promoted since"
+    );
+    assert!(!deleted("", false, 1), "a Patroni may have been promoted");
+}
+
 /// Its record stood still, while the primary was promised time (seed 2548212).
 #[test]
 fn a_standby_that_was_promoted_by_hand_takes_no_free_lock() {

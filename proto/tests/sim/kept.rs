@@ -299,4 +299,15 @@ const CLUSTERS: &[Row] = &[
         (Kind::AgentFreeze, 48_138_520, 3_008, 1, 1, 3_200_296_243, true),
         (Kind::Pause, 829_562_398, 3_747, 1, 2, 525_397_696, true),
     ]),
+    ("the timeline of a leader whose server is gone is remembered while another was made by hand", 11_867_780, Shape { rewind: false, ..TUNED }, &[
+        (Kind::DataHidden, 805_578_961, 9_989, 2, 2, 3_683_740_002, true),
+        (Kind::DataHidden, 7_947_798_154, 2_473, 2, 0, 3_574_541_527, true),
+        (Kind::PromotedByHand, 808_675_429, 3_707, 1, 1, 2_889_916_763, false),
+    ]),
+    ("who led last leads on although the record was deleted and a timeline made by hand", 11_992_301, Shape { profile: "fast", wipe: false, ..TUNED }, &[
+        (Kind::PromotedByHand, 1_502_947_027, 768, 1, 1, 1_821_675_573, false),
+        (Kind::Shutdown, 1_708_157_496, 5_951, 2, 0, 1_793_658_162, false),
+        (Kind::RecordDeleted, 5_524_964_697, 1_329, 2, 1, 619_438_925, false),
+        (Kind::PromotedByHand, 6_714_779_508, 6_327, 0, 0, 2_192_693_150, false),
+    ]),
 ];

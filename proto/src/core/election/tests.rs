@@ -12,6 +12,7 @@ struct Situation {
     config: ClusterConfig,
     tags: Tags,
     timeline: Option<Timeline>,
+    last_timeline: Option<Timeline>,
     answers: BTreeMap<MemberName, PeerAnswer>,
 }
 
@@ -44,6 +45,7 @@ fn situation(config: Value) -> Situation {
         config: ClusterConfig::parse(&tags(config)),
         tags: Tags::default(),
         timeline: Some(Timeline(1)),
+        last_timeline: None,
         answers: BTreeMap::new(),
     }
 }
@@ -93,15 +95,19 @@ impl Situation {
 
     fn race<T>(&self, me: &str, position: u64, question: impl Fn(&Race<'_>) -> T) -> T {
         let leader = MemberName::from("A");
-        let last = BTreeMap::from([("A".into(), String::from("http://A"))]);
+        let last = LastLocked {
+            leader: Some(leader),
+            members: [("A".into(), String::from("http://A"))].into(),
+            timeline: self.last_timeline,
+            ..LastLocked::default()
+        };
         question(&Race {
             me: &me.into(),
             tags: &self.tags,
             position: Lsn(position),
             timeline: self.timeline,
             view: &self.view,
-            last_leader: Some(&leader),
-            last_members: &last,
+            last: &last,
             answers: &self.answers,
             config: &self.config,
         })
@@ -627,6 +633,27 @@ fn before_the_first_promotion_the_timeline_of_the_leader_counts() {
         a.expect("a member").record.timeline = Some(Timeline(1));
     });
     assert_eq!(first.ask("B", 50), Verdict::Best);
+}
+
+/// Its server was gone, and its key did not say any more on which timeline it had led (seed 11867780).
+#[test]
+fn the_timeline_of_the_leader_is_remembered_while_its_server_is_gone() {
+    let by_hand = |remembered: Option<u32>| {
+        let first = native().answer("C", 60).with(|s| {
+            s.view.history = HistoryRecord::default();
+            s.timeline = Some(Timeline(2));
+            s.status("C").timeline = Some(Timeline(1));
+            s.last_timeline = remembered.map(Timeline);
+        });
+        first.ask("B", 50)
+    };
+    let refused = Verdict::PeerOnClaimedTimeline {
+        peer: "C".into(),
+        its: Timeline(1),
+        mine: Timeline(2),
+    };
+    assert_eq!(by_hand(Some(1)), refused);
+    assert_eq!(by_hand(None), Verdict::Best, "nothing tells that it was");
 }
 
 /// It died before it could write the key, which names one that was copied anew, and the keeper, which had as much

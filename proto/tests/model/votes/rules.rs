@@ -7,6 +7,7 @@ use super::super::kit::{Memo, memo};
 use super::{Mutation, Names, Node, State, Votes, Wal};
 use proto::config::Settings;
 use proto::core::election::{self, Race};
+use proto::core::memory::LastLocked;
 use proto::core::observation::{PeerAnswer, PeerStatus, SqlSample};
 use proto::core::quorum::{self, Change, QuorumState};
 use proto::core::sync::{self, SyncInput, SyncMemory, SyncStep, parse_names};
@@ -209,8 +210,7 @@ fn stand(model: &Votes, store: &Store, n: u8, wal: &Wal, answers: &Answers) -> b
         position: Lsn(lsn(wal).into()),
         timeline: Some(Timeline(timeline(wal).into())),
         view: &view,
-        last_leader: None,
-        last_members: &BTreeMap::new(),
+        last: &LastLocked::default(),
         answers: &answers,
         config: &s.cluster,
     });
