@@ -6,11 +6,13 @@
 mod postgres;
 
 use garden_agent::postgres::pgdata;
-use postgres::{Node, TIMEOUT, as_postgres, as_postgres_on_a_mount, clone_of, primary};
+use nix::sys::socket::{setsockopt, sockopt};
+use postgres::{Node, TIMEOUT, as_postgres, as_postgres_on_a_mount, clone_of, primary, sql_of};
 use proto::core::job::{Job, JobEnd, StopMode, StopReason, Upstream};
-use proto::core::observation::{DataDir, Process};
+use proto::core::observation::{DataDir, LocalPostgres, Process};
 use proto::ids::Epoch;
 use proto::wal::Timeline;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -368,6 +370,84 @@ fn a_stop_that_takes_too_long_becomes_an_immediate_one() {
                 started.elapsed()
             );
             a.sample(|pg| pg.process == Process::Gone).await;
+        },
+    );
+}
+
+/// A server that takes connections and vanishes from each without a word, as one does that dies while its last
+/// packet is lost. Only root can do that.
+fn vanishing_server(port: u16) {
+    let listener = TcpListener::bind(("127.0.0.1", port)).expect("a free port");
+    std::thread::spawn(move || {
+        for connection in listener.incoming().flatten() {
+            // The startup packet is taken, so that nothing is left to be sent again.
+            std::thread::sleep(Duration::from_millis(50));
+            if setsockopt(&connection, sockopt::TcpRepair, &1).is_err() {
+                // Closed with a word it would prove nothing.
+                std::process::abort();
+            }
+        }
+    });
+}
+
+/// A WAL receiver waits for the answer to its first packet for as long as the connection seems to stand: for two
+/// hours, by the system's keepalives, in which nothing is in the log and nobody starts another one.
+#[test]
+fn an_attempt_to_stream_that_is_left_half_open_is_made_again() {
+    const NOBODY: u16 = 23662;
+    if nix::unistd::geteuid().is_root() {
+        vanishing_server(NOBODY);
+    }
+    as_postgres(
+        "an_attempt_to_stream_that_is_left_half_open_is_made_again",
+        async {
+            if TcpStream::connect(("127.0.0.1", NOBODY)).is_err() {
+                println!("not tried: only root can make a server vanish");
+                return;
+            }
+            let a = primary("a", 23660, "").await;
+            let mut b = Node::new("b", 23661, "");
+            assert_eq!(b.job(clone_of(&a)).await, JobEnd::Done);
+            b.streams_from(&a).await;
+            let follow = Upstream::Member {
+                name: "c".into(),
+                conn_url: format!("postgres://127.0.0.1:{NOBODY}/postgres"),
+            };
+            assert_eq!(b.job(Job::Follow { follow }).await, JobEnd::Done);
+            let for_long = |wanted: Duration| {
+                move |pg: &LocalPostgres| {
+                    let sql = sql_of(pg).filter(|sql| sql.receiver.is_none());
+                    sql.is_some_and(|sql| sql.connecting.is_some_and(|waited| waited >= wanted))
+                }
+            };
+            let limit = Duration::from_secs(2);
+            b.sample(for_long(limit)).await;
+            b.driver.end_receiver(Duration::from_secs(600));
+            b.sample(for_long(2 * limit)).await;
+            b.driver.end_receiver(limit);
+            // Another one connects.
+            b.sample(move |pg| {
+                sql_of(pg).is_some_and(|sql| sql.connecting.is_some_and(|waited| waited < limit))
+            })
+            .await;
+            let follow = a.upstream();
+            assert_eq!(b.job(Job::Follow { follow }).await, JobEnd::Done);
+            b.streams_from(&a).await;
+            // What streams is left alone.
+            b.driver.end_receiver(Duration::ZERO);
+            a.query("CREATE TABLE after_all ()").await;
+            b.query_until(
+                "SELECT count(*) FROM pg_class WHERE relname = 'after_all'",
+                "1",
+            )
+            .await;
+            let log = read(&b.data().join("log/server.log"));
+            let ended = log.matches("terminating walreceiver process due to administrator");
+            assert_eq!(
+                ended.count(),
+                3,
+                "the two sources that changed, and the one that hung: {log}"
+            );
         },
     );
 }

@@ -77,6 +77,7 @@ impl Member {
                 self.postgres.clear_mark();
             }
             Action::ResumeReplay => self.postgres.resume_replay(),
+            Action::EndReceiver(limit) => self.postgres.end_receiver(limit),
             Action::Callback { event, role } => self.postgres.callback(event, role),
             Action::Answer { wish, outcome } => self.answer(wish, outcome),
             Action::Log { level, text } => self.log(level, &text),

@@ -5,8 +5,8 @@ use super::context::PgContext;
 use super::probe::{self, ProbeState};
 use super::shared::{JobCx, JobError, ProcessSet, Shared, chain};
 use super::stop::{self, Stop};
-use super::{bootstrap, clone, connect, follow, lineage, pgdata, promise, promote, rewind, slots};
-use super::{start, wipe};
+use super::{bootstrap, clone, connect, follow, lineage, pgdata, promise, promote, receiver};
+use super::{rewind, slots, start, wipe};
 use crate::clock;
 use crate::guardian::{GuardianClient, GuardianEvent};
 use proto::core::decision::{SlotPlan, WantedConf};
@@ -71,6 +71,7 @@ enum Order {
     NoteLed(Led),
     ClearMark,
     ResumeReplay,
+    EndReceiver(Duration),
     Callback(String, String),
     SaveDynamic(Map<String, Value>),
 }
@@ -187,6 +188,11 @@ impl Postgres {
     /// Resumes replay that is paused. The effect shows in the samples.
     pub fn resume_replay(&self) {
         self.order(Order::ResumeReplay);
+    }
+
+    /// Ends a WAL receiver that has been connecting for as long as this.
+    pub fn end_receiver(&self, limit: Duration) {
+        self.order(Order::EndReceiver(limit));
     }
 
     /// Runs a callback script. None is run during a bootstrap. `on_reload` need not be ordered: the
@@ -509,6 +515,10 @@ impl Driver {
                     .map(drop)
                     .map_err(|err| chain(&err))
             }),
+            Order::EndReceiver(limit) => self
+                .aside("end a WAL receiver", move |shared| async move {
+                    receiver::end_if_hanging(&shared.ctx, limit).await
+                }),
             Order::Callback(event, role) => {
                 if self
                     .running

@@ -41,6 +41,7 @@ mod follow;
 mod monitor;
 mod promise;
 mod promote;
+mod receiver;
 mod rewind;
 mod shared;
 mod start;

@@ -6,6 +6,7 @@ use proto::core::observation::{Receiver, SlotRow, SqlSample, WalSender};
 use proto::wal::{Lsn, Timeline};
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::time::Duration;
 use tokio_postgres::{Client, Row, Statement};
 
 /// Why there is no sample.
@@ -72,7 +73,10 @@ SELECT recovering, \
    FROM pg_catalog.pg_stat_replication) s), \
  (SELECT pg_catalog.json_agg(pg_catalog.row_to_json(s))::text FROM (SELECT slot_name, slot_type, \
    database, plugin, active, xmin IS NOT NULL AS has_xmin, restart_lsn, confirmed_flush_lsn, \
-   SLOTS FROM pg_catalog.pg_replication_slots) s) \
+   SLOTS FROM pg_catalog.pg_replication_slots) s), \
+ CASE WHEN recovering AND NOT EXISTS (SELECT FROM receiver) THEN \
+   (SELECT EXTRACT(epoch FROM pg_catalog.clock_timestamp() - backend_start)::float8 \
+    FROM pg_catalog.pg_stat_activity WHERE backend_type = 'walreceiver' LIMIT 1) END \
 FROM role";
 
 /// Columns of `pg_replication_slots` that came later: `wal_status` with 13, `conflicting` with 16,
@@ -193,6 +197,7 @@ fn read(row: &Row) -> Result<SqlSample, MonitorError> {
     let written = receiver.as_ref().map_or(Lsn::NONE, ReceiverRow::received);
     let senders: Option<Vec<SenderRow>> = json(text(14, "wal senders")?, "wal senders")?;
     let slots: Option<Vec<SlotJson>> = json(text(15, "slots")?, "slots")?;
+    let connecting = column::<Option<f64>>(row, 16, "connecting")?;
     Ok(SqlSample {
         in_recovery: column(row, 0, "pg_is_in_recovery")?,
         timeline: on_primary
@@ -205,6 +210,7 @@ fn read(row: &Row) -> Result<SqlSample, MonitorError> {
         replay_paused: column(row, 5, "replay_paused")?,
         replayed_timestamp: text(6, "replayed_timestamp")?.map(|t| trim_fraction(&t)),
         receiver: receiver.map(Receiver::from),
+        connecting: connecting.and_then(|secs| Duration::try_from_secs_f64(secs).ok()),
         postmaster_start_time: text(9, "start time")?
             .map(|t| trim_fraction(&t))
             .unwrap_or_default(),

@@ -6,6 +6,7 @@
 
 use super::connect;
 use super::pgdata;
+use super::receiver;
 use super::shared::{POLL, Shared, chain};
 use super::start;
 use super::walsender;
@@ -14,7 +15,6 @@ use proto::core::observation::Led;
 use proto::dcs::{FencePromise, RECORD_VERSION};
 use proto::ids::Epoch;
 use proto::wal::{Lsn, Timeline};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_postgres::Client;
@@ -44,7 +44,7 @@ pub(super) async fn give(shared: &Shared, epoch: Epoch) -> Result<FencePromise, 
         }
         cut(shared, &client).await?;
         let (timeline, lsn) = position(shared, &client).await?;
-        if receiver(&client).await?.is_some() {
+        if receiver::find(&client).await?.is_some() {
             return Err(String::from("a WAL receiver came back"));
         }
         Ok(FencePromise {
@@ -133,48 +133,16 @@ async fn cut(shared: &Shared, client: &Client) -> Result<(), String> {
     let reloaded = Instant::now();
     let mut absent = 0;
     while absent < ABSENT_LOOKS {
-        match receiver(client).await? {
+        match receiver::find(client).await? {
             None => absent += 1,
             Some(pid) => {
                 absent = 0;
                 if reloaded.elapsed() >= LINGER {
-                    end_receiver(client, pid).await?;
+                    receiver::end(client, pid).await?;
                 }
             }
         }
         tokio::time::sleep(POLL / 2).await;
-    }
-    Ok(())
-}
-
-/// The WAL receiver. `pg_stat_wal_receiver` hides one that is still connecting; `pg_stat_activity`
-/// shows it.
-async fn receiver(client: &Client) -> Result<Option<i32>, String> {
-    let row = client
-        .query_opt(
-            "SELECT pid FROM pg_catalog.pg_stat_activity WHERE backend_type = 'walreceiver' \
-             UNION SELECT pid FROM pg_catalog.pg_stat_wal_receiver WHERE pid IS NOT NULL LIMIT 1",
-            &[],
-        )
-        .await
-        .map_err(|err| chain(&err))?;
-    row.map(|row| row.try_get(0))
-        .transpose()
-        .map_err(|err| chain(&err))
-}
-
-/// Ends it by signal: `pg_terminate_backend` knows client sessions only. The pidfd is opened before
-/// the second look, so the signal cannot reach another process that got the number meanwhile.
-async fn end_receiver(client: &Client, pid: i32) -> Result<(), String> {
-    let Some(raw) = Pid::from_raw(pid) else {
-        return Ok(());
-    };
-    let Ok(handle) = pidfd_open(raw, PidfdFlags::empty()) else {
-        return Ok(());
-    };
-    if receiver(client).await? == Some(pid) {
-        tracing::info!(pid, "ending the WAL receiver");
-        let _ = pidfd_send_signal(&handle, Signal::TERM);
     }
     Ok(())
 }

@@ -34,6 +34,7 @@ pub fn decide(o: &Observation, memory: &Memory, s: &Settings) -> (Decision, Memo
     hold_back_while_recovering(&mut cx);
     let reason = judge(&mut cx);
     greet(&mut cx);
+    follow::do_not_connect_for_ever(&mut cx);
     keep::housekeeping(&mut cx);
     let goal = lease_goal(&mut cx);
     // Level-triggered and cheap to repeat, so it comes with every decision, before everything else.

@@ -118,6 +118,8 @@ pub enum Action {
     ClearMark,
     /// Resume WAL replay that PostgreSQL paused by itself.
     ResumeReplay,
+    /// End a WAL receiver that has been connecting for as long as this; PostgreSQL starts another one.
+    EndReceiver(Duration),
     /// Run a callback script: its name and the role it is told.
     Callback {
         /// `on_role_change` and others.
@@ -170,6 +172,7 @@ impl Action {
             | Self::NoteWalEpoch(_)
             | Self::NoteLed(_)
             | Self::ResumeReplay
+            | Self::EndReceiver(_)
             | Self::Callback { .. }
             | Self::Answer { .. }
             | Self::Log { .. }

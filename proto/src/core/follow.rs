@@ -18,6 +18,10 @@ use std::time::Duration;
 /// A standby that should stream and does not, for this long, looks at its lineage again.
 const NOT_STREAMING_LIMIT: Duration = Duration::from_secs(5);
 
+/// A WAL receiver that waits longer for the first answer of its source waits for a connection that is gone, or for
+/// packets that are sent again ever more rarely. Twice what we let one wait that streams (`wal_receiver_timeout`).
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
 /// A lineage older than this is asked for anew: data is thrown away because of what it says.
 const LINEAGE_FRESH: Duration = Duration::from_secs(2);
 
@@ -222,6 +226,17 @@ fn has_told_as_much(cx: &Cx, leader: &MemberName, sample: &SqlSample) -> bool {
         let same = status.timeline.is_some() && status.timeline == sample.timeline;
         same && status.position >= lag::position(sample)
     })
+}
+
+/// Before it streams no setting of PostgreSQL bounds a WAL receiver: `wal_receiver_timeout` counts from the first
+/// answer, `connect_timeout` is not for it, and TCP gives a connection up after two hours whose other end has vanished.
+/// Commits may wait for this standby, so another attempt is made: at the same source, which is why nothing has to be
+/// known about who leads.
+pub(super) fn do_not_connect_for_ever(cx: &mut Cx) {
+    let waited = cx.sample().and_then(|sample| sample.connecting);
+    if waited.is_some_and(|waited| waited >= CONNECT_LIMIT) && cx.o.job.is_none() {
+        cx.push(Action::EndReceiver(CONNECT_LIMIT));
+    }
 }
 
 /// Finds reasons to look at the lineage: the leader is on a newer timeline than we have seen, or the

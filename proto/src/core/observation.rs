@@ -192,6 +192,9 @@ pub struct SqlSample {
     pub replayed_timestamp: Option<String>,
     /// Standby: a WAL receiver is streaming.
     pub receiver: Option<Receiver>,
+    /// Standby: so long a WAL receiver has been waiting for the first answer of its source.
+    #[serde(default)]
+    pub connecting: Option<Duration>,
     /// Standby: a `restore_command` is set.
     pub has_restore_command: bool,
     /// `pg_postmaster_start_time()` as text.

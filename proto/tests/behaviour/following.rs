@@ -308,6 +308,41 @@ fn a_crashed_primary_comes_back_alone_until_it_was_compared() {
     );
 }
 
+/// 5 % of packets were lost while the primary was stopped. Before it streams nothing bounds a WAL receiver but TCP, whose
+/// keepalives begin after two hours; with a leader, without one, in pause and without etcd.
+#[test]
+fn a_wal_receiver_does_not_connect_for_ever() {
+    let ends = |scene: Scene, secs: u64| {
+        let hanging = scene.with(|scene| {
+            if let Sql::Sample(sample) = &mut scene.o.postgres.sql {
+                sample.receiver = None;
+                sample.connecting = Some(Duration::from_secs(secs));
+            }
+        });
+        let end = |action: &Action| matches!(action, Action::EndReceiver(_));
+        hanging.decide().0.actions.iter().any(end)
+    };
+    let standby = || scene("node2", json!({}), json!({}));
+    assert!(!ends(standby(), 9));
+    assert!(ends(standby(), 10));
+    assert!(ends(standby().key("leader", None), 10));
+    assert!(ends(scene("node2", paused(), json!({})), 10));
+    let blind = standby().with(|scene| scene.o.dcs.confirmed = false);
+    assert!(ends(blind, 10));
+    let busy = standby().with(|scene| {
+        scene.o.job = Some(RunningJob {
+            id: JobId(1),
+            job: Job::Follow {
+                follow: Upstream::None,
+            },
+            started: NOW,
+            phase: String::new(),
+            cancelled: false,
+        });
+    });
+    assert!(!ends(busy, 10), "what it is told next may end it");
+}
+
 /// Somebody led while it was down, and positions from before that counted when the lock was free again (seed 2533720).
 #[test]
 fn a_race_begins_when_the_lock_is_free_this_time() {

@@ -32,6 +32,8 @@ const MARKS: &[(&str, &str)] = &[
         "clients read what a crash recovery made visible",
     ),
     ("same-number-refused", "two timelines of one number met"),
+    ("receiver-hangs", "a WAL receiver waited for nobody"),
+    ("receiver-ended", "such a one was ended"),
     ("wipe", "data was thrown away"),
     ("job-failed", "a job failed"),
     ("operator-copies-anew", "a person had a member copied anew"),

@@ -49,6 +49,7 @@ mutations! {
     QuorumOneShort = "one promise less is asked for",
     LsnOrderOnly = "positions compare without their timeline, whoever is listed votes",
     TimelineNumberOnly = "a timeline is known by its number alone",
+    ReceiverHangs = "a WAL receiver connects for ever",
     // Synchronous replication.
     NamesUnproved = "a standby counts before it has proved itself",
     NamesEmptyAtPromotion = "a promotion leaves the names empty",

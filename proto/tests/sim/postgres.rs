@@ -57,6 +57,8 @@ pub struct Pg {
     pub names_gen: u32,
     pub upstream: Upstream,
     pub conn: Option<u32>,
+    /// Since when its WAL receiver has been connecting to somebody who will never answer.
+    pub hanging: Option<T>,
     pub waiters: Vec<(u64, usize)>,
     pub silent_until: T,
     /// End of WAL after a crash recovery: visible to readers, acknowledged or not.
@@ -80,6 +82,7 @@ impl Pg {
             names_gen: 0,
             upstream: Upstream::None,
             conn: None,
+            hanging: None,
             waiters: Vec::new(),
             silent_until: 0,
             recovered: None,

@@ -125,6 +125,7 @@ impl World {
             receive_lsn: Lsn(standby),
             replay_lsn: Lsn(if pg.in_recovery { disk.replay } else { 0 }),
             receiver,
+            connecting: pg.hanging.map(|since| dur(self.now - since)),
             postmaster_start_time: format!("start {}", pg.life),
             server_version: 150_018,
             synchronous_standby_names: pg.shown.to_string(),

@@ -25,6 +25,10 @@ pub struct Conn {
     pub heard: bool,
 }
 
+/// One in so many attempts to reach somebody who is away gets its first packet through, or is not told when that
+/// end is gone, and waits.
+const HANGS: u8 = 16;
+
 impl World {
     pub fn upstream_node(upstream: &Upstream) -> Option<usize> {
         match upstream {
@@ -41,7 +45,8 @@ impl World {
 
     pub(super) fn reconnect(&mut self, n: usize) {
         let pg = &self.nodes[n].pg;
-        if pg.run != Run::Running || !pg.in_recovery || pg.conn.is_some() || pg.promoting {
+        let connects = pg.conn.is_some() || pg.hanging.is_some();
+        if pg.run != Run::Running || !pg.in_recovery || connects || pg.promoting {
             return;
         }
         let Some(source) = Self::upstream_node(&pg.upstream) else {
@@ -49,6 +54,10 @@ impl World {
         };
         if source < self.nodes.len() && source != n && self.link_ok(n, source) {
             self.connect(n, source);
+        } else if self.rng.u8(0..HANGS) == 0 {
+            self.nodes[n].pg.hanging = Some(self.now);
+            self.cover("receiver-hangs");
+            return;
         }
         if self.nodes[n].pg.conn.is_none() {
             let wait = self.rng.u64(150..350) * MS;
@@ -339,7 +348,18 @@ impl World {
 
     // --- broken connections -----------------------------------------------------------------------
 
+    /// The WAL receiver is ended if it has been connecting for so long; another one is started.
+    pub fn end_receiver(&mut self, n: usize, limit: T) {
+        let pg = &mut self.nodes[n].pg;
+        if pg.hanging.is_some_and(|since| self.now - since >= limit) {
+            pg.hanging = None;
+            self.cover("receiver-ended");
+            self.pg_after(n, 10 * MS, Step::Reconnect);
+        }
+    }
+
     pub fn close_receiver(&mut self, n: usize) {
+        self.nodes[n].pg.hanging = None;
         if let Some(id) = self.nodes[n].pg.conn.take() {
             self.close_end(id, n);
         }

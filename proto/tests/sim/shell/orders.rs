@@ -115,6 +115,11 @@ impl World {
                 disk.led = Some(led);
                 self.probe_now(n);
             }
+            Action::EndReceiver(limit) => {
+                if !self.has(Mutation::ReceiverHangs) {
+                    self.end_receiver(n, nanos(limit));
+                }
+            }
             Action::ResumeReplay | Action::Callback { .. } | Action::Log { .. } => {}
             Action::Answer { wish, .. } => {
                 let wishes = &mut self.agent(n).o.wishes;
