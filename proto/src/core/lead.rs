@@ -14,7 +14,7 @@ use super::txns;
 use super::{follow, history, keep, lag, quorum, slots};
 use crate::config::SyncMode;
 use crate::dcs::txn::TxnOutcome;
-use crate::dcs::{PgRole, SyncRecord};
+use crate::dcs::{ClusterView, PgRole, SyncRecord};
 use crate::ids::{Epoch, MemberName, STRICT_PLACEHOLDER};
 use crate::time::MonoTime;
 use crate::wal::{Lsn, Timeline};
@@ -66,8 +66,16 @@ pub(super) fn inherit(cx: &mut Cx) -> Reason {
         return Reason::Inherit;
     }
     let view = cx.view().filter(|_| cx.o.dcs.confirmed);
+    // L10: where the key is on our session already, writing it anew earns nothing. It has run out by our own clock, and
+    // the next answer to the keeper either proves that etcd still has it, or takes the key away.
+    let on_session = |view: &&ClusterView| {
+        let lease = view.leader.as_ref().map(|leader| leader.lease);
+        lease == cx.o.dcs.session.as_ref().map(|session| session.id)
+    };
     if cx.o.dcs.session.is_some()
-        && let Some(txn) = view.and_then(|view| txns::inherit(view, cx.s))
+        && let Some(txn) = view
+            .filter(|view| !on_session(view))
+            .and_then(|view| txns::inherit(view, cx.s))
     {
         cx.write(Task::Lock, txn);
     }

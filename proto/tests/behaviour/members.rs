@@ -105,6 +105,33 @@ fn a_leader_that_has_almost_no_lease_left_starts_nothing() {
     );
 }
 
+/// A leader by `/leader` had been cut off past its deadline, and its etcd lease stood still: it wrote the key five hundred
+/// times a second, on the session that it was on, until the keeper had an answer (L10, seed 12589413).
+#[test]
+fn a_key_that_is_on_our_session_is_not_written_anew() {
+    let over = |session: i64| {
+        let over = scene("node1", json!({}), json!({})).down().with(|scene| {
+            scene.o.now = NOW + Duration::from_secs(40);
+            (scene.o.dcs.confirmed_at, scene.o.postgres.sql_at) = (scene.o.now, scene.o.now);
+            scene.o.dcs.session.as_mut().expect("given").id = LeaseId(session);
+        });
+        let (decision, _) = over.decide();
+        let writes = |action: &Action| {
+            matches!(
+                action,
+                Action::Write {
+                    task: Task::Lock,
+                    ..
+                }
+            )
+        };
+        let writes = decision.actions.iter().any(writes);
+        (decision.reason.rule().to_owned(), writes)
+    };
+    assert_eq!(over(1), ("inherit".into(), false));
+    assert_eq!(over(7), ("inherit".into(), true), "an earlier life's");
+}
+
 /// Its disk was full: it started as a standby, ended in the promotion, was started again, and each start
 /// that succeeded made it forget the promotions that had not. It kept the lock for minutes (L10).
 #[test]

@@ -310,4 +310,9 @@ const CLUSTERS: &[Row] = &[
         (Kind::RecordDeleted, 5_524_964_697, 1_329, 2, 1, 619_438_925, false),
         (Kind::PromotedByHand, 6_714_779_508, 6_327, 0, 0, 2_192_693_150, false),
     ]),
+    ("a leader that was cut off past its deadline does not write its key anew on the session that it is on", 12_589_413, Shape { nodes: 1, sync: "off", strict: false, native: false, profile: "safe", start_timeout: 0, rewind: false, ..TUNED }, &[
+        (Kind::CutEtcd, 6_470_375_229, 11_440, 0, 0, 2_881_378_751, true),
+        (Kind::CutEtcd, 620_538_009, 10_878, 0, 0, 1_594_138_618, true),
+        (Kind::LoopStall, 2_302_466_580, 6_720, 0, 0, 4_282_672_482, true),
+    ]),
 ];
