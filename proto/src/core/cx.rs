@@ -77,6 +77,14 @@ impl<'a> Cx<'a> {
         self.sample().is_some_and(|sample| !sample.in_recovery)
     }
 
+    /// It is a primary, or one that does not answer: the file that keeps a server in recovery is not there.
+    pub fn may_write(&self) -> bool {
+        let recovers = self
+            .sample()
+            .map_or(self.o.postgres.signal_file, |sample| sample.in_recovery);
+        self.alive() && !recovers
+    }
+
     pub fn push(&mut self, action: Action) {
         self.actions.push(action);
     }

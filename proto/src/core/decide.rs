@@ -334,17 +334,18 @@ fn foreign_system(cx: &mut Cx) -> Option<Reason> {
         ours: ours.to_string(),
         cluster: cluster.to_string(),
     };
-    let may_write = cx.alive() && !cx.sample().is_some_and(|sample| sample.in_recovery);
     if cx.paused() {
         return match cx.lock {
-            Lock::Mine(_) | Lock::Inherited if may_write => Some(leave::stand_back(cx, reason)),
+            Lock::Mine(_) | Lock::Inherited if cx.may_write() => {
+                Some(leave::stand_back(cx, reason))
+            }
             Lock::Mine(_) => Some(leave::begin(cx, None, reason)),
             _ => None,
         };
     }
     let guarded =
         cx.o.guardian.armed.is_some() && matches!(cx.lock, Lock::Mine(_) | Lock::Inherited);
-    if may_write && !guarded {
+    if cx.may_write() && !guarded {
         // S13: what ran through a pause has no deadline under which others wait, and is not left behind without an agent.
         return Some(stop_for(cx, StopReason::LostLock, StopMode::Fast, reason));
     }
@@ -424,14 +425,14 @@ fn blind(cx: &mut Cx) -> Reason {
     if cx.paused() {
         return Reason::FollowingBlind;
     }
-    if cx.is_primary() {
-        return stop_for(cx, StopReason::Offline, StopMode::Fast, Reason::LeaseSpent);
+    if !cx.may_write() {
+        return Reason::FollowingBlind;
     }
     // A primary that is silent may write all the same, and one that has come through a pause has no deadline: others
     // wait for W from the end of the pause, and not longer (S2, S3).
-    if cx.sample().is_none() && cx.m.role == Some(PgRole::Primary) {
-        let reason = Reason::LeaseSpent;
-        return stop_for(cx, StopReason::Offline, StopMode::Immediate, reason);
-    }
-    Reason::FollowingBlind
+    let mode = match cx.is_primary() {
+        true => StopMode::Fast,
+        false => StopMode::Immediate,
+    };
+    stop_for(cx, StopReason::Offline, mode, Reason::LeaseSpent)
 }

@@ -43,9 +43,7 @@ pub(super) fn inherit(cx: &mut Cx) -> Reason {
         // An earlier life led in an epoch that we cannot renew. A server that is writable, or may
         // become so, goes down first; then the epoch is over and the next one may be claimed. The
         // deadline stays armed meanwhile.
-        let may_write =
-            cx.alive() && !cx.o.postgres.signal_file && cx.sample().is_none_or(|s| !s.in_recovery);
-        if may_write && !cx.paused() {
+        if cx.may_write() && !cx.paused() {
             return super::decide::stop_for(
                 cx,
                 StopReason::LostLock,

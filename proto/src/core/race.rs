@@ -8,7 +8,7 @@ use super::lead::{self, ASK_LIMIT};
 use super::memory::LastLocked;
 use super::observation::{PeerAnswer, SqlSample, Task};
 use super::reason::Reason;
-use super::{decide::stop_for, follow, keep, lag, sync, txns};
+use super::{decide::stop_for, follow, keep, lag, sync, tenure, txns};
 use crate::config::SyncMode;
 use crate::dcs::{ClusterView, Initialize, Key, Op, PgRole, RecordState, SyncRecord};
 use crate::ids::{Epoch, MemberName};
@@ -22,9 +22,6 @@ const ASK_AGAIN: Duration = Duration::from_millis(700);
 /// A peer whose position was of the time before is asked again after this, for so long.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 const LOOK_LIMIT: Duration = Duration::from_millis(1500);
-
-/// A primary that may not lead on stops this long before its guardian would end it.
-const STOP_RESERVE: Duration = Duration::from_secs(1);
 
 /// How long the named candidate of a request is left alone with the free lock before all others may
 /// race for it (W21 of `ha-behaviour.md` 28: a candidate that cannot promote stalls Patroni for ever), and
@@ -151,7 +148,8 @@ fn led_on_elsewhere(cx: &mut Cx) -> Option<Reason> {
     let armed = cx.o.guardian.armed.map(|armed| armed.deadline);
     let wait = Duration::from_millis(native.wait_ms);
     // S2: nothing of ours is writable for longer than we have promised.
-    let until = armed.unwrap_or(since + wait) - STOP_RESERVE;
+    let reserve = tenure::reserve(Duration::from_millis(native.lease_ms));
+    let until = armed.unwrap_or(since + wait) - reserve;
     cx.wake(until);
     if cx.o.now >= until {
         return Some(deposed(cx));

@@ -60,13 +60,11 @@ pub struct Tenure {
 
 impl Tenure {
     fn new(epoch: Epoch, sent_at: MonoTime, length: Duration) -> Self {
-        // `safety.md` 2, "Soft deadline": L - max(0.2 L, 0.5 s).
-        let reserve = (length / 5).max(Duration::from_millis(500));
         Self {
             epoch,
             sent_at,
             deadline: sent_at + length,
-            soft_deadline: sent_at + length.saturating_sub(reserve),
+            soft_deadline: sent_at + length.saturating_sub(reserve(length)),
         }
     }
 
@@ -108,6 +106,11 @@ impl Tenure {
             _ => self,
         }
     }
+}
+
+/// So long before the end of a lease PostgreSQL is stopped in order (`safety.md` 2, "Soft deadline").
+pub(super) fn reserve(length: Duration) -> Duration {
+    (length / 5).max(Duration::from_millis(500))
 }
 
 /// Whether the cluster leads by record.

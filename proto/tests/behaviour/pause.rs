@@ -398,6 +398,7 @@ fn a_silent_primary_that_cannot_see_etcd_after_a_pause_is_stopped() {
             }
             scene.o.guardian.armed = None;
             scene.o.postgres.sql = Sql::Silent;
+            scene.o.postgres.signal_file = role == PgRole::Replica;
             scene.m.role = Some(role);
         })
     };

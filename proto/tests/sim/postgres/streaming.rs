@@ -165,15 +165,14 @@ impl World {
         self.after(wait, Ev::Wal { id, branch, lsn });
     }
 
+    fn streaming_from(&self, n: usize) -> Vec<u32> {
+        let from = self.conns.values().filter(|c| c.primary == n);
+        from.map(|c| c.id).collect()
+    }
+
     /// New WAL is on disk here: on to whoever streams from here.
     pub fn flushed(&mut self, n: usize) {
-        let ids: Vec<u32> = self
-            .conns
-            .values()
-            .filter(|c| c.primary == n)
-            .map(|c| c.id)
-            .collect();
-        for id in ids {
+        for id in self.streaming_from(n) {
             self.send_wal(id);
         }
     }
@@ -300,13 +299,7 @@ impl World {
         let (life, names_gen) = (pg.life, pg.names_gen);
         let slow = self.nodes[n].slow_reload_until > self.now;
         let limit = if slow { 1_500 * MS } else { 25 * MS };
-        let ids: Vec<u32> = self
-            .conns
-            .values()
-            .filter(|c| c.primary == n)
-            .map(|c| c.id)
-            .collect();
-        for id in ids {
+        for id in self.streaming_from(n) {
             let wait = self.rng.u64(0..limit);
             self.after(wait, Ev::NamesSeen { id, names_gen });
         }
