@@ -67,11 +67,19 @@ impl World {
         let left_alone = self.checks.left_alone.contains(&n) || self.checks.lease_gone.contains(&n);
         left_alone
             || self.missed_the_end_of_a_pause(n)
+            || self.promoted_behind_its_agent(n)
             || self
                 .checks
                 .by_hand
                 .get(&n)
                 .is_some_and(|at| self.now < at + GRACE)
+    }
+
+    /// Somebody has promoted it while its agent was away, so nobody stops it before the agent is back
+    /// (`docs/explanation/guarantees.md`).
+    fn promoted_behind_its_agent(&self, n: usize) -> bool {
+        let node = &self.nodes[n];
+        node.agent.is_none() && self.checks.hand_made.contains(&node.disk.branch)
     }
 
     /// In pause a primary has no deadline, and the others wait for W from the end of the pause. Whose agent has not heard
@@ -84,7 +92,8 @@ impl World {
 
     /// An agent begins. Epochs are remembered by agents when the record cannot be read.
     pub fn agent_began(&mut self, n: usize) {
-        if self.checks.left_alone.remove(&n) {
+        let behind_it = self.nodes[n].pg.writable() && self.checks.by_hand.contains_key(&n);
+        if self.checks.left_alone.remove(&n) || behind_it {
             self.checks.by_hand.insert(n, self.now);
         }
         if self.record().is_none() {

@@ -315,4 +315,15 @@ const CLUSTERS: &[Row] = &[
         (Kind::CutEtcd, 620_538_009, 10_878, 0, 0, 1_594_138_618, true),
         (Kind::LoopStall, 2_302_466_580, 6_720, 0, 0, 4_282_672_482, true),
     ]),
+    ("a configuration is written anew in the next etcd at the revision at which it was in the last one", 13_374_121, Shape { sync: "on", ..TUNED }, &[
+        (Kind::NodeCount, 284_597_603, 1_473, 2, 0, 649_624_426, true),
+        (Kind::NodeCount, 676_620_242, 9_939, 2, 2, 411_864_385, true),
+        (Kind::EtcdWiped, 437_930_255, 115, 1, 1, 165_018_483, false),
+        (Kind::EtcdWiped, 92_365_726, 11_080, 2, 0, 4_216_009_583, false),
+    ]),
+    ("a standby is promoted by hand while its agent is away, which is not promised", 13_929_415, Shape { quorum_failover: false, ..TUNED }, &[
+        (Kind::AgentCrash, 6_227_249_119, 11_473, 1, 1, 3_762_481_720, true),
+        (Kind::PromotedByHand, 860_628_151, 3_963, 0, 1, 3_918_634_192, false),
+        (Kind::AgentCrash, 807_946_587, 10_355, 0, 0, 892_392_375, false),
+    ]),
 ];

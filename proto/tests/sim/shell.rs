@@ -75,7 +75,7 @@ pub struct Agent {
     pub wanted: Option<WantedConf>,
     peers: Option<Asking>,
     failsafe: Option<Asking>,
-    config_seen: Option<Revision>,
+    config_seen: Option<(u64, Revision)>,
     rule: String,
     decisions: (T, u32),
 }

@@ -193,11 +193,12 @@ impl World {
         let Some(view) = agent.o.dcs.view.as_ref() else {
             return;
         };
-        let modified = view.config.modified();
-        if modified == agent.config_seen {
+        // A revision says nothing beside that of another etcd.
+        let seen = view.config.modified().map(|at| (agent.cluster_id, at));
+        if seen == agent.config_seen {
             return;
         }
-        agent.config_seen = modified;
+        agent.config_seen = seen;
         if let Some(document) = view.config.document() {
             agent.s.cluster = ClusterConfig::parse(document);
             agent.s.dynamic = document.clone();
