@@ -281,10 +281,9 @@ fn during_job(cx: &mut Cx) -> Reason {
         Job::StartPrimary { .. } if start_took_too_long(cx) => {
             cancel("it takes too long and another member can take over")
         }
-        Job::Restart { .. } if !mine && cx.m.role == Some(PgRole::Primary) => cx
-            .paused()
-            .then(String::new)
-            .map_or_else(|| cancel("the leader lock is not ours"), |_| None),
+        Job::Restart { .. } if !mine && cx.m.role == Some(PgRole::Primary) && !cx.paused() => {
+            cancel("the leader lock is not ours")
+        }
         Job::Clone { .. } if matches!(cx.lock, Lock::Free) => None,
         // A race must not wait for it; once PostgreSQL is stopped, the start that follows is the race's.
         Job::CopySlots { leader, .. } if !follows(cx, leader) => cancel("its leader leads no more"),
