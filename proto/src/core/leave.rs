@@ -4,7 +4,7 @@ use super::cx::Cx;
 use super::decision::{Action, LogLevel};
 use super::job::{Job, StopMode, StopReason};
 use super::memory::SteppingDown;
-use super::observation::{Process, Task};
+use super::observation::{Process, RunningJob, Task};
 use super::reason::Reason;
 use super::tenure::{self, Lock};
 use super::txns;
@@ -101,7 +101,11 @@ pub(super) fn release(cx: &mut Cx, shutdown: Option<(Timeline, Lsn)>) {
 /// (`ha-behaviour.md` 2.4). In pause both stay as they are.
 pub(super) fn shutdown(cx: &mut Cx) -> Reason {
     cx.probe(Duration::from_millis(100));
-    if cx.paused() {
+    let stopping = |job: &RunningJob| matches!(job.job, Job::Stop { .. });
+    let stopping = cx.o.job.as_ref().is_some_and(stopping);
+    // S2: a stop under way is carried out. What shows a pause now may be old news that comes late, and a primary would
+    // be left behind without a deadline.
+    if cx.paused() && !stopping {
         cx.push(Action::Disarm);
         cx.push(Action::Exit {
             code: 0,
@@ -110,7 +114,6 @@ pub(super) fn shutdown(cx: &mut Cx) -> Reason {
         return Reason::ShutdownDone;
     }
     if let Some(job) = &cx.o.job {
-        let stopping = matches!(job.job, Job::Stop { .. });
         if !stopping && !job.cancelled {
             cx.push(Action::Cancel(job.id));
         }

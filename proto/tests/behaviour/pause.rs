@@ -386,6 +386,35 @@ fn the_candidate_of_a_switchover_in_pause_is_compared_too() {
     assert_eq!(named(r#"{"member":"node2"}"#, 200), "race-candidate");
 }
 
+/// Its loop had stood still through a pause. It was told to end, began to stop its server, then heard that there was a
+/// pause, left, and nobody stopped the primary when that was over (S2, seed 16419107).
+#[test]
+fn a_stop_under_way_is_not_left_because_of_a_pause() {
+    let told = |stopping: bool| {
+        let told = scene("node1", paused(), json!({})).with(|scene| {
+            scene.o.wishes.shutdown = true;
+            scene.o.job = stopping.then(|| RunningJob {
+                id: JobId(1),
+                job: Job::Stop {
+                    mode: proto::core::job::StopMode::Fast,
+                    checkpoint_first: false,
+                    timeout: None,
+                    why: proto::core::job::StopReason::Shutdown,
+                },
+                started: NOW,
+                phase: String::new(),
+                cancelled: false,
+            });
+        });
+        let (decision, _) = told.decide();
+        let leaves = |action: &Action| matches!(action, Action::Exit { .. } | Action::Disarm);
+        let leaves = decision.actions.iter().any(leaves);
+        (decision.reason.rule().to_owned(), leaves)
+    };
+    assert_eq!(told(true), ("shutdown-stop".into(), false));
+    assert_eq!(told(false), ("shutdown-done".into(), true));
+}
+
 /// It had heard of the end of the pause, could not renew, and did not answer: it was taken for a standby, and wrote on
 /// without a deadline while another led (seed 9067075).
 #[test]

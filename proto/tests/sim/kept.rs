@@ -326,4 +326,10 @@ const CLUSTERS: &[Row] = &[
         (Kind::PromotedByHand, 860_628_151, 3_963, 0, 1, 3_918_634_192, false),
         (Kind::AgentCrash, 807_946_587, 10_355, 0, 0, 892_392_375, false),
     ]),
+    ("an agent that has begun to stop its server does not leave it because it hears of a pause that is over", 16_419_107, Shape { sync: "on", profile: "safe", ..TUNED }, &[
+        (Kind::LoopStall, 284_507_434, 3_745, 2, 0, 1_497_125_191, false),
+        (Kind::Shutdown, 3_516_958_877, 10_484, 2, 1, 1_868_314_633, false),
+        (Kind::LoopStall, 5_723_279_140, 11_696, 1, 2, 1_020_520_626, true),
+        (Kind::Pause, 927_538_398, 1_105, 2, 1, 1_437_948_593, true),
+    ]),
 ];
