@@ -75,11 +75,19 @@ impl World {
                 .is_some_and(|at| self.now < at + GRACE)
     }
 
-    /// Somebody has promoted it while its agent was away, so nobody stops it before the agent is back
+    /// Somebody has promoted it while its agent was away or stood still, so nobody stops it before the agent is back
     /// (`docs/explanation/guarantees.md`).
     fn promoted_behind_its_agent(&self, n: usize) -> bool {
         let node = &self.nodes[n];
-        node.agent.is_none() && self.checks.hand_made.contains(&node.disk.branch)
+        let away = node.agent.is_none() || node.agent_frozen + node.stalled > 0;
+        away && self.checks.hand_made.contains(&node.disk.branch)
+    }
+
+    /// From now on it may take as long as after a promotion that it has seen.
+    pub fn agent_is_back(&mut self, n: usize) {
+        if self.nodes[n].pg.writable() && self.checks.by_hand.contains_key(&n) {
+            self.checks.by_hand.insert(n, self.now);
+        }
     }
 
     /// In pause a primary has no deadline, and the others wait for W from the end of the pause. Whose agent has not heard
@@ -92,8 +100,8 @@ impl World {
 
     /// An agent begins. Epochs are remembered by agents when the record cannot be read.
     pub fn agent_began(&mut self, n: usize) {
-        let behind_it = self.nodes[n].pg.writable() && self.checks.by_hand.contains_key(&n);
-        if self.checks.left_alone.remove(&n) || behind_it {
+        self.agent_is_back(n);
+        if self.checks.left_alone.remove(&n) {
             self.checks.by_hand.insert(n, self.now);
         }
         if self.record().is_none() {

@@ -323,6 +323,7 @@ impl World {
         self.thaw(n);
         let node = &self.nodes[n];
         if node.frozen + node.agent_frozen + node.stalled == 0 {
+            self.agent_is_back(n);
             let inc = self.inc(n);
             self.after(0, Ev::Nudge { n, inc });
         }

@@ -332,4 +332,9 @@ const CLUSTERS: &[Row] = &[
         (Kind::LoopStall, 5_723_279_140, 11_696, 1, 2, 1_020_520_626, true),
         (Kind::Pause, 927_538_398, 1_105, 2, 1, 1_437_948_593, true),
     ]),
+    ("a standby is promoted by hand while its agent stands still, which is not promised", 18_300_992, Shape { sync: "on", strict: false, count: 2, native: false, profile: "fast", ..TUNED }, &[
+        (Kind::AgentFreeze, 7_753_178_192, 8_535, 0, 1, 1_584_861_624, true),
+        (Kind::PromotedByHand, 740_704_412, 3_767, 0, 2, 217_543_408, false),
+        (Kind::AgentFreeze, 493_536_364, 11_940, 0, 0, 1_850_284_682, false),
+    ]),
 ];
