@@ -81,6 +81,9 @@ const STEADY: &[&str] = &[
     "handover-refused",
 ];
 
+/// A member follows another.
+const FOLLOWING: &[&str] = &["following", "paused-following"];
+
 /// A member leads.
 const LEADING: &[&str] = &["leading", "standby-leading", "paused-leading"];
 
@@ -186,13 +189,17 @@ pub fn last_change(mut entries: Vec<Entry>) -> Option<Change> {
 
     // A member's part in the story begins after it last was content with how things were.
     let mut begins: BTreeMap<&str, usize> = BTreeMap::new();
-    let mut led: Option<(usize, &str)> = None;
+    let mut led: Option<&str> = None;
     for (at, entry) in before.iter().enumerate() {
         if is(entry, STEADY) {
             begins.insert(&entry.member, at + 1);
         }
         if is(entry, LED) && entry.member != to {
-            led = Some((at, &entry.member));
+            led = Some(&entry.member);
+        }
+        // It led before somebody else did, whose journal is out of reach.
+        if is(entry, FOLLOWING) && led == Some(&*entry.member) {
+            led = None;
         }
     }
     let part = |at: usize, entry: &Entry| at >= begins.get(&*entry.member).copied().unwrap_or(0);
@@ -228,7 +235,7 @@ pub fn last_change(mut entries: Vec<Entry>) -> Option<Change> {
     let end = routed
         .or(after.first())
         .map_or(i64::MAX, |entry| entry.wall_ms);
-    let from = led.map(|(_, member)| member.to_owned());
+    let from = led.map(str::to_owned);
     entries.retain(|entry| (start..=end).contains(&entry.wall_ms));
     Some(Change {
         from,
@@ -266,7 +273,11 @@ mod tests {
     #[test]
     fn every_rule_that_is_named_exists() {
         let known: Vec<&str> = Reason::RULES.iter().map(|(id, _)| *id).collect();
-        for rule in [STEADY, LEADING, LED, DETECTED, FENCED, ELECTED, PROMOTED].concat() {
+        for rule in [
+            STEADY, FOLLOWING, LEADING, LED, DETECTED, FENCED, ELECTED, PROMOTED,
+        ]
+        .concat()
+        {
             assert!(known.contains(&rule), "{rule}");
         }
     }
@@ -299,6 +310,23 @@ mod tests {
                 ("routed", 9_150)
             ]
         );
+    }
+
+    /// Its machine is lost, and with it the journal of who led last.
+    #[test]
+    fn who_led_before_the_last_leader_is_not_taken_for_it() {
+        let (from, to, _) = told(&[
+            (0, "a", "leading"),
+            (0, "b", "following"),
+            (100, "a", "recover-primary"),
+            (900, "a", "following"),
+            (9_010, "b", "suspect"),
+            (9_040, "b", "wait-promises"),
+            (9_060, "b", "fenced-claim"),
+            (9_070, "b", "promote"),
+            (9_150, "b", "leading"),
+        ]);
+        assert_eq!((from, to.as_str()), (None, "b"));
     }
 
     #[test]
