@@ -46,6 +46,8 @@ pub enum Rep {
     Granted(LeaseId, T),
     /// Whether the lease is known.
     Beat(bool),
+    /// A deposed leader of etcd says that it is, and has not lengthened it.
+    StaleBeat,
     /// It was meant for another cluster.
     Stranger,
 }
@@ -92,6 +94,8 @@ pub struct Keeper {
     pub session_busy: bool,
     /// `/leader` has hung on this lease as far as the member loop knew.
     pub led: bool,
+    /// A server that answers keepalives and commits nothing is asked no more.
+    left: bool,
     pub renewal: Option<Renewal>,
     pub leader_moved: bool,
     pub renewing: bool,
@@ -109,6 +113,7 @@ impl Keeper {
             record_tok: 0,
             session_busy: false,
             led: false,
+            left: false,
             renewal: None,
             leader_moved: false,
             renewing: false,
@@ -220,12 +225,27 @@ impl World {
                 self.expect_expiry(id.0, now + ttl);
                 Rep::Granted(id, ttl)
             }
-            Req::Beat(_) if self.nodes[n].stale_lessor > 0 => Rep::Beat(true),
+            Req::Beat(_) if self.asks_a_stale_lessor(n) => Rep::StaleBeat,
             Req::Beat(id) => match self.store.keep_alive(now, id) {
                 Some(_) => Rep::Beat(true),
                 None => Rep::Beat(false),
             },
         }
+    }
+
+    /// Once a proof was not answered there, another server is asked.
+    fn asks_a_stale_lessor(&self, n: usize) -> bool {
+        let left = self.nodes[n].agent.as_ref().is_some_and(|a| a.keeper.left);
+        self.nodes[n].stale_lessor > 0 && !left
+    }
+
+    /// A keepalive that counts for nothing. A leader's proof goes through the same server, which commits nothing.
+    fn stale_beat(&mut self, n: usize, sent_at: MonoTime) {
+        if !self.agent(n).keeper.led || self.has(Mutation::KeepaliveTrusted) {
+            return self.beat(n, sent_at);
+        }
+        self.agent(n).keeper.left = true;
+        self.session_done(n, RETRY_PAUSE);
     }
 
     /// What this member reads, and where a watch goes on from there: even linearizable reads were answered
@@ -656,6 +676,7 @@ impl World {
             (For::Grant(..), _) => self.session_done(n, RETRY_PAUSE),
             (For::Move, _) => {}
             (For::Beat(sent), Some(Rep::Beat(true))) => self.beat(n, sent),
+            (For::Beat(sent), Some(Rep::StaleBeat)) => self.stale_beat(n, sent),
             (For::Beat(_), Some(Rep::Beat(false))) => self.session_lost(n),
             (For::Beat(_), _) => self.session_done(n, RETRY_PAUSE),
             (For::LeaderIsOurs(sent), rep) => {

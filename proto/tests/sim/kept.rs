@@ -337,4 +337,9 @@ const CLUSTERS: &[Row] = &[
         (Kind::PromotedByHand, 740_704_412, 3_767, 0, 2, 217_543_408, false),
         (Kind::AgentFreeze, 493_536_364, 11_940, 0, 0, 1_850_284_682, false),
     ]),
+    ("a keepalive of a deposed leader of etcd is not proved by another server", 22_189_385, Shape { nodes: 2, sync: "on", strict: false, native: false, profile: "fast", failsafe: true, ..TUNED }, &[
+        (Kind::StaleLessor, 386_199_637, 2_868, 1, 1, 3_947_275_579, true),
+        (Kind::StaleLessor, 3_188_915_233, 11_560, 1, 1, 2_091_665_677, true),
+        (Kind::NodeFreeze, 8_148_118_808, 11_667, 1, 0, 3_773_186_832, true),
+    ]),
 ];
