@@ -7,7 +7,7 @@ use super::observation::{Observation, Outcome, Process, Sql, SqlSample, Task, Ta
 use super::tenure::{self, Lock, Tenure};
 use crate::config::Settings;
 use crate::dcs::txn::{Txn, TxnOutcome};
-use crate::dcs::{ClusterView, MemberRecord};
+use crate::dcs::{ClusterView, MemberRecord, PgRole};
 use crate::ids::MemberName;
 use crate::time::MonoTime;
 use std::time::Duration;
@@ -77,11 +77,13 @@ impl<'a> Cx<'a> {
         self.sample().is_some_and(|sample| !sample.in_recovery)
     }
 
-    /// It is a primary, or one that does not answer: the file that keeps a server in recovery is not there.
+    /// It is a primary, or does not answer and may be one (S2): it was one, or the file that keeps a server in recovery
+    /// is not there. A file that somebody lays under a running primary keeps nothing in recovery.
     pub fn may_write(&self) -> bool {
+        let silent_standby = self.o.postgres.signal_file && self.m.role != Some(PgRole::Primary);
         let recovers = self
             .sample()
-            .map_or(self.o.postgres.signal_file, |sample| sample.in_recovery);
+            .map_or(silent_standby, |sample| sample.in_recovery);
         self.alive() && !recovers
     }
 

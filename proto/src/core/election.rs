@@ -348,10 +348,7 @@ fn comparable(race: &Race<'_>, status: &PeerStatus) -> bool {
 pub(super) fn claimed_timeline(view: &ClusterView, last: &LastLocked) -> Option<Timeline> {
     let record = &view.record.as_ref()?.record;
     let native = super::tenure::is_native(view)
-        && view
-            .members
-            .values()
-            .all(|m| m.record.capabilities.is_some())
+        && all_ours(view)
         && last
             .leader
             .as_ref()
@@ -361,6 +358,12 @@ pub(super) fn claimed_timeline(view: &ClusterView, last: &LastLocked) -> Option<
     native
         .then(|| view.history.cluster_timeline().max(published))
         .flatten()
+}
+
+/// No member is a Patroni.
+pub(super) fn all_ours(view: &ClusterView) -> bool {
+    let mut members = view.members.values();
+    members.all(|member| member.record.capabilities.is_some())
 }
 
 fn old_timeline(race: &Race<'_>) -> Option<Verdict> {

@@ -197,8 +197,9 @@ fn later_epoch(cx: &Cx, since: MonoTime) -> Option<(MemberName, Epoch)> {
     (epoch > mine).then(|| (name.clone(), epoch))
 }
 
-/// S3, S23: in an etcd that knows nothing, or whose record somebody has deleted, who led in the last epoch has all that was acknowledged. A member on a newer
-/// timeline that knows of no later epoch was promoted by somebody who asked nobody, and its timeline counts for nothing.
+/// S3, S23: in an etcd that knows nothing, or whose record somebody has deleted, who led in the last epoch has all that
+/// was acknowledged. A member on a newer timeline that knows of no later epoch was promoted by somebody who asked nobody,
+/// and its timeline counts for nothing.
 fn promoted_by_hand(cx: &Cx, sample: &SqlSample, answer: &PeerAnswer) -> bool {
     let led = cx.m.led.or(cx.o.postgres.led).filter(|led| led.native);
     let (Some(led), Some(status)) = (led, &answer.status) else {
@@ -213,13 +214,9 @@ fn promoted_by_hand(cx: &Cx, sample: &SqlSample, answer: &PeerAnswer) -> bool {
 /// Nobody has been promoted since we led, as far as `/history` knows, and all are ours, who write it before they are.
 fn led_in_the_deleted_record(view: &ClusterView, sample: &SqlSample) -> bool {
     let promoted = view.history.cluster_timeline();
-    let all_ours = |view: &ClusterView| {
-        let mut members = view.members.values();
-        members.all(|member| member.record.capabilities.is_some())
-    };
     view.record.is_none()
         && promoted.is_none_or(|last| sample.timeline >= Some(last))
-        && all_ours(view)
+        && election::all_ours(view)
 }
 
 /// A silent primary whose lock is gone: it may come back to writing at any moment, so it goes.

@@ -437,6 +437,13 @@ fn a_silent_primary_that_cannot_see_etcd_after_a_pause_is_stopped() {
         matches!(&job, Some(Job::Stop { mode, .. }) if *mode == proto::core::job::StopMode::Immediate),
         "{job:?}"
     );
+    let file_laid =
+        silent(json!({}), PgRole::Primary).with(|scene| scene.o.postgres.signal_file = true);
+    assert_eq!(
+        file_laid.job().0,
+        "lease-spent",
+        "it runs as a primary all the same"
+    );
     let stays = ("following-blind".to_owned(), None);
     assert_eq!(silent(paused(), PgRole::Primary).job(), stays);
     assert_eq!(silent(json!({}), PgRole::Replica).job(), stays);
